@@ -1,0 +1,24 @@
+"""Errors that reach people, each with its code, and whose fault it was. Vendor exceptions never leave their adapter."""
+
+__all__ = ["CoordinatorError", "Rejected", "ResourceMissing", "StoreUnavailable"]
+
+
+class CoordinatorError(Exception):
+    """An error of the coordinator; `code` is for programs, `detail` says to a person what to do."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+
+class Rejected(CoordinatorError):
+    """Theirs: a request or a model that cannot be accepted. Nothing was changed."""
+
+
+class ResourceMissing(CoordinatorError):
+    """Theirs: a job, vehicle, model or blob that is not here."""
+
+
+class StoreUnavailable(CoordinatorError):
+    """Ours: a store did not do what it was asked."""

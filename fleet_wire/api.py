@@ -1,0 +1,166 @@
+"""What crosses the coordinator's HTTP interface, as JSON: requests, answers, problems. Never speaks HTTP itself.
+
+PUT    /v1/blobs/{sha256}             bytes whose digest is checked; answers BlobView
+GET    /v1/blobs/{sha256}             with Range
+POST   /v1/models                     ModelRequest -> ModelView   (the blob must be there; checked once, in its own process)
+POST   /v1/jobs                       JobRequest -> JobView
+GET    /v1/jobs, /v1/jobs/{job}       JobView
+DELETE /v1/jobs/{job}                 cancels -> JobView
+GET    /v1/jobs/{job}/rows?after=N    frames as rows are accepted: 4 bytes little-endian length, then a RowsFrame (MessagePack)
+GET    /v1/jobs/{job}/result          the bundle of all rows in order
+GET    /v1/jobs/{job}/inputs/{start}-{stop}   the bundle of these input rows (for vehicles), with Range
+GET    /v1/vehicles, /v1/vehicles/{vehicle}   VehicleView
+GET    /v1/health                     HealthView
+Errors are Problem objects (RFC 9457) with a fitting status.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from fleet_wire.messages import Digest
+from fleet_wire.tensors import Tensor
+
+__all__ = [
+    "BlobView",
+    "HealthView",
+    "JobRequest",
+    "JobTerms",
+    "JobView",
+    "ModelRequest",
+    "ModelView",
+    "Problem",
+    "RowsFrame",
+    "TensorSpec",
+    "VehicleView",
+]
+
+
+class TensorSpec(Struct, frozen=True):
+    """One input or output of a model. `shape` has None where the model leaves an axis open; axis 0 is the rows."""
+
+    name: str
+    dtype: str
+    shape: list[int | None]
+
+
+class BlobView(Struct, frozen=True):
+    """A stored blob."""
+
+    digest: str
+    size: int
+
+
+class ModelRequest(Struct, frozen=True):
+    """Register a model whose bytes are stored already."""
+
+    digest: Digest
+
+
+class ModelView(Struct, frozen=True):
+    """A checked model. `batch_rows` is the fixed length of axis 0, or None when the model takes any."""
+
+    digest: str
+    size: int
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    batch_rows: int | None = None
+
+
+class JobTerms(Struct, frozen=True):
+    """What a job asks for. `chunk_rows` None lets the coordinator size chunks; higher `priority` goes first."""
+
+    priority: Annotated[int, Meta(ge=-100, le=100)] = 0
+    chunk_rows: Annotated[int, Meta(ge=1)] | None = None
+    deadline_s: Annotated[float, Meta(gt=0)] | None = None
+    max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
+
+
+class JobRequest(Struct, frozen=True):
+    """A job: a registered model, the stored bundle of its input rows, and the terms."""
+
+    model: Digest
+    inputs: Digest
+    terms: JobTerms = JobTerms()
+    name: Annotated[str, Meta(max_length=200)] = ""
+
+
+class JobView(Struct, frozen=True):
+    """A job as clients see it. `state` is one of running, done, failed, cancelled.
+
+    `rows_duplicate` counts rows that came a second time and were not stored; `rows_released_again` counts rows that were
+    leased again because the car that had them left, refused or fell silent. Energy is in milliwatt-hours above what the cars
+    would have used anyway; pay in integer micro-currency.
+    """
+
+    id: str
+    name: str
+    model: str
+    state: str
+    rows: int
+    rows_done: int
+    rows_leased: int
+    created_ms: int
+    ended_ms: int | None
+    error: str | None
+    rows_duplicate: int
+    rows_released_again: int
+    compute_ms: float
+    energy_mwh: int
+    pay_micro: int
+    vehicles: int
+    waiting_for: str | None = None
+    estimate_s: float | None = None
+
+
+class VehicleView(Struct, frozen=True):
+    """A vehicle as operators see it. `reason` is None when it is eligible, else the first reason why not."""
+
+    id: str
+    online: bool
+    eligible: bool
+    reason: str | None
+    plugged: bool | None
+    charging: bool | None
+    charge_percent: float | None
+    leases: int
+    rows_per_s: float | None
+    rows_done: int
+    energy_mwh: int
+    pay_micro: int
+    last_seen_ms: int | None
+    region: str = ""
+
+
+class HealthView(Struct, frozen=True):
+    """Whether the coordinator can work, and what it refused so far, by reason."""
+
+    status: str
+    fleet: str
+    broker_connected: bool
+    vehicles_online: int
+    vehicles_eligible: int
+    jobs_running: int
+    refusals: dict[str, int]
+    counters: dict[str, int]
+
+
+class RowsFrame(Struct, frozen=True):
+    """A piece of a result stream. `spans` are [start, stop, offset]: rows start..stop lie at `offset` in the outputs.
+
+    `after` is the cursor to resume from. The last frame has `state` set (done, failed, cancelled) and no spans.
+    """
+
+    after: int
+    spans: list[tuple[int, int, int]]
+    outputs: list[Tensor]
+    state: str | None = None
+    error: str | None = None
+
+
+class Problem(Struct, frozen=True):
+    """Why a request was refused: `code` for programs, `detail` for people, who learn from it what to do."""
+
+    status: int
+    code: str
+    detail: str
