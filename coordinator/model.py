@@ -81,8 +81,8 @@ class Piece(msgspec.Struct, array_like=True, frozen=True):
 class AcceptedRows:
     """One result message as far as it was new: the payload and which of its rows count.
 
-    `payload` is the MessagePack list of output tensors, or None when they lie in the blob `payload_ref`. `seq` orders the
-    results of all jobs and is the cursor of result streams.
+    `payload` is the MessagePack list of output tensors, or None when they lie in the blob `payload_ref`. `seq` orders
+    the results of all jobs and is the cursor of result streams.
     """
 
     seq: int

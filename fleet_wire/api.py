@@ -2,11 +2,11 @@
 
 PUT    /v1/blobs/{sha256}             bytes whose digest is checked; answers BlobView
 GET    /v1/blobs/{sha256}             with Range
-POST   /v1/models                     ModelRequest -> ModelView   (the blob must be there; checked once, in its own process)
+POST   /v1/models                     ModelRequest -> ModelView   (the blob must be there)
 POST   /v1/jobs                       JobRequest -> JobView
 GET    /v1/jobs, /v1/jobs/{job}       JobView
 DELETE /v1/jobs/{job}                 cancels -> JobView
-GET    /v1/jobs/{job}/rows?after=N    frames as rows are accepted: 4 bytes little-endian length, then a RowsFrame (MessagePack)
+GET    /v1/jobs/{job}/rows?after=N    frames as rows are accepted: uint32 length (little-endian), RowsFrame
 GET    /v1/jobs/{job}/result          the bundle of all rows in order
 GET    /v1/jobs/{job}/inputs/{start}-{stop}   the bundle of these input rows (for vehicles), with Range
 GET    /v1/vehicles, /v1/vehicles/{vehicle}   VehicleView
@@ -88,9 +88,9 @@ class JobRequest(Struct, frozen=True):
 class JobView(Struct, frozen=True):
     """A job as clients see it. `state` is one of running, done, failed, cancelled.
 
-    `rows_duplicate` counts rows that came a second time and were not stored; `rows_released_again` counts rows that were
-    leased again because the car that had them left, refused or fell silent. Energy is in milliwatt-hours above what the cars
-    would have used anyway; pay in integer micro-currency.
+    `rows_duplicate` counts rows that came a second time and were not stored; `rows_released_again` counts rows that
+    had to be leased again because the car that had them left, refused or fell silent. Energy is in milliwatt-hours
+    above what the cars would have used anyway; pay in integer micro-currency.
     """
 
     id: str

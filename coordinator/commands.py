@@ -1,0 +1,94 @@
+"""What the core wants done. Writes to the ledger come first and are durable before any other command is carried out."""
+
+from dataclasses import dataclass
+
+from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, LeaseRecord, Model
+from fleet_wire.codec import Control
+
+__all__ = [
+    "AddJob",
+    "AddModel",
+    "AddRows",
+    "Command",
+    "EndJob",
+    "EndLease",
+    "GrantLease",
+    "LedgerWrite",
+    "SendControl",
+    "SendTask",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class AddModel:
+    """Keep a checked model."""
+
+    model: Model
+
+
+@dataclass(frozen=True, slots=True)
+class AddJob:
+    """Keep a new job."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class EndJob:
+    """A job came to its end; `error` says why it failed."""
+
+    job: str
+    state: JobState
+    ended_ms: int
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GrantLease:
+    """Keep a lease before its task is sent."""
+
+    lease: LeaseRecord
+
+
+@dataclass(frozen=True, slots=True)
+class EndLease:
+    """A lease is over. `rows_back` of its rows were not computed and will be leased again."""
+
+    job: str
+    chunk: int
+    end: LeaseEnd
+    rows_back: int
+    ended_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class AddRows:
+    """Keep accepted rows."""
+
+    rows: AcceptedRows
+
+
+LedgerWrite = AddModel | AddJob | EndJob | GrantLease | EndLease | AddRows
+
+
+@dataclass(frozen=True, slots=True)
+class SendTask:
+    """Send leases on chunks of one job to a vehicle; their inputs are read when the task is made."""
+
+    vehicle: str
+    epoch: int
+    consent_version: int
+    job: str
+    leases: tuple[LeaseRecord, ...]
+    deadline_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendControl:
+    """Send a control message to a vehicle."""
+
+    vehicle: str
+    control: Control
+
+
+Command = LedgerWrite | SendTask | SendControl

@@ -1,0 +1,155 @@
+"""What happens to the coordinator, as data. Telemetry enters in columns, one event a batch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.model import Job, Model
+from fleet_wire.messages import Caps, Failure, Refusal, Rows, State
+
+__all__ = [
+    "BOOLEAN_SIGNALS",
+    "NUMBER_SIGNALS",
+    "Event",
+    "JobCancelled",
+    "JobSubmitted",
+    "ModelAdded",
+    "RowsFailed",
+    "RowsReceived",
+    "TaskRefused",
+    "TaskUndelivered",
+    "TelemetryBatch",
+    "Tick",
+    "VehicleCaps",
+    "VehicleState",
+]
+
+# Signals in columns: flags as int8 (-1 absent), numbers as float64 (NaN absent), `refusal` as text ("" none, None absent).
+BOOLEAN_SIGNALS = ("moving", "plugged", "charging", "link_metered", "opted_in")
+NUMBER_SIGNALS = (
+    "charge_percent",
+    "battery_temperature_c",
+    "battery_power_w",
+    "cabin_temperature_c",
+    "link_rate_mbps",
+    "compute_temperature_c",
+    "compute_power_w",
+    "free_slots",
+    "departure_ms",
+    "departure_charge_percent",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryBatch:
+    """Telemetry documents in order of arrival; every array has one element a document.
+
+    `vehicle` and `refusal` are object arrays of str; `signals` maps each name of BOOLEAN_SIGNALS to int8 and of
+    NUMBER_SIGNALS to float64. A document holds only what changed; what it does not hold is absent.
+    """
+
+    vehicle: NDArray[np.object_]
+    received_ms: NDArray[np.int64]
+    ts_ms: NDArray[np.int64]
+    epoch: NDArray[np.int64]
+    seq: NDArray[np.int64]
+    snapshot: NDArray[np.bool_]
+    refusal: NDArray[np.object_]
+    signals: dict[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.vehicle)
+
+
+@dataclass(frozen=True, slots=True)
+class VehicleState:
+    """Birth or Will of a vehicle."""
+
+    vehicle: str
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class VehicleCaps:
+    """What a vehicle says it can do."""
+
+    vehicle: str
+    caps: Caps
+
+
+@dataclass(frozen=True, slots=True)
+class RowsReceived:
+    """Computed rows. `payload` is the MessagePack list of output tensors; `count` is how many rows they hold."""
+
+    vehicle: str
+    rows: Rows
+    payload: bytes | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRefused:
+    """A vehicle does not take leases, or gives them back."""
+
+    vehicle: str
+    refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class RowsFailed:
+    """The model raised an error on rows, at a vehicle."""
+
+    vehicle: str
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class TaskUndelivered:
+    """The broker had nobody to give a task to, or would not take it."""
+
+    vehicle: str
+    job: str
+    chunks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAdded:
+    """A model was checked and may be used."""
+
+    model: Model
+
+
+@dataclass(frozen=True, slots=True)
+class JobSubmitted:
+    """A job whose inputs fit its model."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class JobCancelled:
+    """A client does not want a job any more."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time went by: look for leases that ran out and for work to give."""
+
+
+Event = (
+    TelemetryBatch
+    | VehicleState
+    | VehicleCaps
+    | RowsReceived
+    | TaskRefused
+    | RowsFailed
+    | TaskUndelivered
+    | ModelAdded
+    | JobSubmitted
+    | JobCancelled
+    | Tick
+)

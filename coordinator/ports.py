@@ -1,0 +1,146 @@
+"""What the daemon needs from outside, as protocols. One folder of adapters implements them; tests hold each to one body."""
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from coordinator.commands import LedgerWrite
+from coordinator.events import TelemetryBatch
+from coordinator.model import AcceptedRows, Job, LeaseRecord, Model
+from fleet_wire.api import BlobView, HealthView, JobRequest, JobView, ModelView, RowsFrame, VehicleView
+
+__all__ = ["BlobStore", "Desk", "Ledger", "LedgerJob", "LedgerSnapshot", "ModelInspector", "TelemetryStore"]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerJob:
+    """A running job as the ledger knows it: `done` are the accepted row ranges, `leases` those not ended."""
+
+    job: Job
+    done: tuple[tuple[int, int], ...]
+    leases: tuple[LeaseRecord, ...]
+    next_chunk: int
+    attempts: dict[int, int]
+    rows_released_again: int
+    compute_ms: float
+    energy_mwh: int
+    pay_micro: int
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSnapshot:
+    """All that a core needs to go on after a restart."""
+
+    models: tuple[Model, ...]
+    running: tuple[LedgerJob, ...]
+    next_seq: int
+
+
+class Ledger(Protocol):
+    """The durable record of jobs, leases and results. Blocking: called from one thread of its own."""
+
+    def open(self) -> None:
+        """Open and migrate. Raises StoreUnavailable, also for a ledger of a newer version."""
+
+    def close(self) -> None:
+        """Close; committed writes stay."""
+
+    def commit(self, writes: Sequence[LedgerWrite]) -> None:
+        """Keep all writes in one transaction, durable on return. Raises StoreUnavailable, and then none is kept."""
+
+    def load(self) -> LedgerSnapshot:
+        """Read what a core needs to start."""
+
+    def rows_after(self, job: str, seq: int, limit: int) -> list[AcceptedRows]:
+        """Accepted rows of a job with a greater seq, in its order."""
+
+    def ended_jobs(self, limit: int) -> list[JobView]:
+        """Jobs that came to their end, the latest first."""
+
+    def job_view(self, job: str) -> JobView | None:
+        """One job, running or ended; None when there is none of that id."""
+
+
+class TelemetryStore(Protocol):
+    """The record of what vehicles said. Blocking: called from one thread of its own."""
+
+    def open(self) -> None:
+        """Open or create. Raises StoreUnavailable."""
+
+    def close(self) -> None:
+        """Close; appended batches stay."""
+
+    def append(self, batches: Sequence[TelemetryBatch]) -> None:
+        """Keep batches, durable on return. Raises StoreUnavailable."""
+
+    def latest(self) -> TelemetryBatch:
+        """The last known value of every signal of every vehicle, one document a vehicle."""
+
+    def history(self, vehicle: str, since_ms: int, limit: int) -> TelemetryBatch:
+        """Documents of one vehicle received since `since_ms`, in order of arrival, at most `limit`."""
+
+
+class BlobStore(Protocol):
+    """Bytes by their SHA-256, kept once."""
+
+    async def put(self, chunks: AsyncIterator[bytes], digest: str) -> BlobView:
+        """Keep the bytes if they have this digest. Raises Rejected("digest_mismatch"), StoreUnavailable."""
+
+    async def put_bytes(self, data: bytes) -> BlobView:
+        """Keep bytes of our own."""
+
+    async def size(self, digest: str) -> int:
+        """Length in bytes. Raises ResourceMissing."""
+
+    async def read(self, digest: str, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` (excluded). Raises ResourceMissing."""
+
+    def stream(self, digest: str, start: int, stop: int) -> AsyncIterator[bytes]:
+        """The same in pieces. Raises ResourceMissing at the first piece."""
+
+    async def delete(self, digests: Iterable[str]) -> None:
+        """Forget blobs; those that are not there are passed over."""
+
+
+class ModelInspector(Protocol):
+    """Looks into ONNX bytes in a process of its own, so that a hostile model can't hurt the daemon."""
+
+    async def inspect(self, model: bytes) -> ModelView:
+        """Describe a model that the fleet can run. Raises Rejected with what is wrong in one line."""
+
+
+class Desk(Protocol):
+    """What clients and operators may ask of the coordinator; the HTTP adapter translates to this and back."""
+
+    async def add_model(self, digest: str) -> ModelView:
+        """Check and register a stored blob as a model; again and again is fine. Raises Rejected, ResourceMissing."""
+
+    async def submit(self, request: JobRequest) -> JobView:
+        """Accept a job; durable on return. Raises Rejected, ResourceMissing."""
+
+    async def cancel(self, job: str) -> JobView:
+        """End a job early; one that has ended stays as it is. Raises ResourceMissing."""
+
+    async def job(self, job: str) -> JobView:
+        """One job. Raises ResourceMissing."""
+
+    async def jobs(self) -> list[JobView]:
+        """Running jobs, then the latest ended ones."""
+
+    def vehicles(self) -> Iterator[VehicleView]:
+        """All vehicles known."""
+
+    def vehicle(self, vehicle: str) -> VehicleView:
+        """One vehicle. Raises ResourceMissing."""
+
+    def rows(self, job: str, after: int) -> AsyncIterator[RowsFrame]:
+        """Accepted rows since the cursor, then those to come, until the job ends. Raises ResourceMissing."""
+
+    def result(self, job: str) -> AsyncIterator[bytes]:
+        """The bundle of all output rows in order. Raises Rejected("not_done") and ResourceMissing at the first piece."""
+
+    async def input_rows(self, job: str, start: int, stop: int) -> bytes:
+        """The bundle of these input rows. Raises ResourceMissing."""
+
+    def health(self) -> HealthView:
+        """Whether all is well, and the counters."""
