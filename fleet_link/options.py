@@ -1,0 +1,85 @@
+"""What one side asks for when it connects, and what the server answered. Data only."""
+
+import ssl
+from dataclasses import dataclass
+
+from mqtt5 import ConnAckPacket
+
+__all__ = ["ConnectOptions", "ServerLimits", "Will"]
+
+_LARGEST_PACKET = (1 << 28) + 4  # what MQTT's length field can say, with the fixed header (MQTT 5, 2.1.4)
+
+
+@dataclass(frozen=True, slots=True)
+class Will:
+    """What the server publishes for us when the connection ends without our goodbye."""
+
+    topic: str
+    payload: bytes
+    qos: int = 1
+    retain: bool = True
+    delay_s: int = 0
+    content_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectOptions:
+    """One connection. The inbox bounds stop reading from the socket, the outbox bounds stop publishers.
+
+    Keep `inbox_messages` above `receive_max`: then the server's own window stops it first, and acknowledgements
+    of what we publish are never stuck behind an inbox that nobody empties.
+    """
+
+    host: str
+    port: int
+    client_id: str
+    clean_start: bool = True
+    session_expiry_s: int = 0
+    keep_alive_s: int = 30
+    receive_max: int = 1000
+    max_packet_size: int = 1 << 20
+    will: Will | None = None
+    username: str | None = None
+    password: bytes | None = None
+    tls: ssl.SSLContext | None = None
+    connect_timeout_s: float = 10
+    inbox_messages: int = 4096
+    inbox_bytes: int = 16 << 20
+    outbox_messages: int = 4096
+    outbox_bytes: int = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What CONNACK said, with MQTT's defaults filled in. `keep_alive_s` is the one that holds."""
+
+    session_present: bool
+    receive_max: int
+    max_packet_size: int
+    max_qos: int
+    topic_alias_max: int
+    keep_alive_s: int
+    session_expiry_s: int
+    retain_available: bool
+    wildcard_subscription_available: bool
+    shared_subscription_available: bool
+
+    @staticmethod
+    def of(connack: ConnAckPacket, options: ConnectOptions) -> "ServerLimits":
+        """Read a CONNACK; where it is silent, what we asked for or MQTT's default holds."""
+        return ServerLimits(
+            session_present=connack.session_present,
+            receive_max=connack.receive_max,
+            max_packet_size=_LARGEST_PACKET if connack.max_packet_size is None else connack.max_packet_size,
+            max_qos=int(connack.max_qos),
+            topic_alias_max=connack.topic_alias_max,
+            keep_alive_s=_said(connack.server_keep_alive, options.keep_alive_s),
+            session_expiry_s=_said(connack.session_expiry_interval, options.session_expiry_s),
+            retain_available=connack.retain_available,
+            wildcard_subscription_available=connack.wildcard_subscription_available,
+            shared_subscription_available=connack.shared_subscription_available,
+        )
+
+
+def _said(said: int | None, asked: int) -> int:
+    return asked if said is None else said
