@@ -7,8 +7,6 @@ from mqtt5 import ConnAckPacket
 
 __all__ = ["ConnectOptions", "ServerLimits", "Will"]
 
-_LARGEST_PACKET = (1 << 28) + 4  # what MQTT's length field can say, with the fixed header (MQTT 5, 2.1.4)
-
 
 @dataclass(frozen=True, slots=True)
 class Will:
@@ -25,6 +23,9 @@ class Will:
 @dataclass(frozen=True, slots=True)
 class ConnectOptions:
     """One connection. The inbox bounds stop reading from the socket, the outbox bounds stop publishers.
+
+    `max_packet_size` is the largest packet that we take and that we send, if the server doesn't set a lower one:
+    some brokers announce no limit and drop the connection that exceeds it.
 
     Keep `inbox_messages` above `receive_max`: then the server's own window stops it first, and acknowledgements
     of what we publish are never stuck behind an inbox that nobody empties.
@@ -51,7 +52,7 @@ class ConnectOptions:
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """What CONNACK said, with MQTT's defaults filled in. `keep_alive_s` is the one that holds."""
+    """What CONNACK said, with MQTT's defaults filled in and our own limits applied: the figures that hold."""
 
     session_present: bool
     receive_max: int
@@ -70,7 +71,7 @@ class ServerLimits:
         return ServerLimits(
             session_present=connack.session_present,
             receive_max=connack.receive_max,
-            max_packet_size=_LARGEST_PACKET if connack.max_packet_size is None else connack.max_packet_size,
+            max_packet_size=min(options.max_packet_size, _said(connack.max_packet_size, options.max_packet_size)),
             max_qos=int(connack.max_qos),
             topic_alias_max=connack.topic_alias_max,
             keep_alive_s=_said(connack.server_keep_alive, options.keep_alive_s),
