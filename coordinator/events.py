@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.model import Job, Model
+from fleet_wire.api import TensorSpec
 from fleet_wire.messages import Caps, Failure, Refusal, Rows, State
 
 __all__ = [
@@ -26,7 +27,7 @@ __all__ = [
     "VehicleState",
 ]
 
-# Signals in columns: flags as int8 (-1 absent), numbers as float64 (NaN absent), `refusal` as text ("" none, None absent).
+# Signals in columns: flags as int8 (-1 absent), numbers as float64 (NaN absent), `refusal` as text (None absent).
 BOOLEAN_SIGNALS = ("moving", "plugged", "charging", "link_metered", "opted_in")
 NUMBER_SIGNALS = (
     "charge_percent",
@@ -65,10 +66,11 @@ class TelemetryBatch:
 
 @dataclass(frozen=True, slots=True)
 class VehicleState:
-    """Birth or Will of a vehicle."""
+    """Birth or Will of a vehicle; `retained` when the broker had kept it from before we subscribed."""
 
     vehicle: str
     state: State
+    retained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +83,12 @@ class VehicleCaps:
 
 @dataclass(frozen=True, slots=True)
 class RowsReceived:
-    """Computed rows. `payload` is the MessagePack list of output tensors; `count` is how many rows they hold."""
+    """Computed rows. `outputs` describes the tensors; `payload` holds them, or is None when they lie in a blob."""
 
     vehicle: str
     rows: Rows
+    outputs: tuple[TensorSpec, ...]
     payload: bytes | None
-    count: int
 
 
 @dataclass(frozen=True, slots=True)

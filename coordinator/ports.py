@@ -1,4 +1,4 @@
-"""What the daemon needs from outside, as protocols. One folder of adapters implements them; tests hold each to one body."""
+"""What the daemon needs from outside, as protocols. Adapters implement them; tests hold each to one body."""
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -137,7 +137,7 @@ class Desk(Protocol):
         """Accepted rows since the cursor, then those to come, until the job ends. Raises ResourceMissing."""
 
     def result(self, job: str) -> AsyncIterator[bytes]:
-        """The bundle of all output rows in order. Raises Rejected("not_done") and ResourceMissing at the first piece."""
+        """The bundle of all output rows in order. Raises Rejected("not_done"), ResourceMissing at the first piece."""
 
     async def input_rows(self, job: str, start: int, stop: int) -> bytes:
         """The bundle of these input rows. Raises ResourceMissing."""

@@ -1,0 +1,440 @@
+"""The coordinator's brain: events in, commands out. Never awaits, reads no clock, touches nothing but its own memory.
+
+Commands that write to the ledger must be durable before the others of the same round are carried out.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.commands import AddJob, AddModel, AddRows, Command, EndJob, EndLease, GrantLease, SendControl, SendTask
+from coordinator.events import (
+    Event,
+    JobCancelled,
+    JobSubmitted,
+    ModelAdded,
+    RowsFailed,
+    RowsReceived,
+    TaskRefused,
+    TaskUndelivered,
+    TelemetryBatch,
+    Tick,
+    VehicleCaps,
+    VehicleState,
+)
+from coordinator.fleet_view import FleetView
+from coordinator.model import AcceptedRows, JobState, LeaseEnd, LeaseRecord, Model, Piece
+from coordinator.ports import LedgerSnapshot
+from coordinator.progress import JobProgress, OpenLease
+from coordinator.rules.eligibility import EligibilityLimits, Reason, first_reasons
+from coordinator.rules.fit import output_fault
+from coordinator.rules.pay import PayTerms, pay_micro
+from coordinator.rules.sizing import SizingLimits, chunk_rows, lease_ms
+from fleet_wire.messages import Cancel, Rebirth, RefusalReason, Span
+
+__all__ = ["Core", "CorePolicy"]
+
+_SPEED_WEIGHT = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class CorePolicy:
+    """Every number the core decides by."""
+
+    eligibility: EligibilityLimits = field(default_factory=EligibilityLimits)
+    sizing: SizingLimits = field(default_factory=SizingLimits)
+    pay: PayTerms = field(default_factory=PayTerms)
+    rebirth_every_ms: int = 10_000
+    reasons_every_ms: int = 250
+    back_off_ms: int = 1_000
+
+
+@dataclass(slots=True)
+class Core:
+    """The state of one cell: fleet, models and running jobs."""
+
+    policy: CorePolicy = field(default_factory=CorePolicy)
+    fleet: FleetView = field(default_factory=FleetView)
+    models: dict[str, Model] = field(default_factory=dict)
+    jobs: dict[str, JobProgress] = field(default_factory=dict)
+    next_seq: int = 1
+    refusals: Counter[str] = field(default_factory=Counter)
+    counters: Counter[str] = field(default_factory=Counter)
+    _deadlines: list[tuple[int, str, int]] = field(default_factory=list)
+    _row_ms: dict[tuple[str, str], float] = field(default_factory=dict)
+    _last_row_ms: dict[str, float] = field(default_factory=dict)
+    _model_row_ms: dict[str, float] = field(default_factory=dict)
+    _rest_until_ms: dict[str, int] = field(default_factory=dict)
+    _reasons: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
+    _reasons_ms: int = -1
+
+    def restore(self, snapshot: LedgerSnapshot) -> None:
+        """Go on from what the ledger remembers. To be called once, before any event."""
+        self.next_seq = snapshot.next_seq
+        self.models = {model.digest: model for model in snapshot.models}
+        for kept in snapshot.running:
+            progress = JobProgress.restored(kept.job, kept.done, kept.leases, row_ms=0.0)
+            progress.next_chunk = kept.next_chunk
+            progress.rows_released_again = kept.rows_released_again
+            progress.compute_ms, progress.energy_mwh = kept.compute_ms, kept.energy_mwh
+            progress.pay_micro = kept.pay_micro
+            self.jobs[kept.job.id] = progress
+            for record in kept.leases:
+                self._hold(record, 0.0)
+
+    def handle(self, event: Event, now_ms: int) -> list[Command]:  # noqa: C901, PLR0911 - one case an event
+        """Take one event in; return what is to be done about it."""
+        match event:
+            case RowsReceived():
+                return self._rows_received(event, now_ms)
+            case TelemetryBatch():
+                return self._telemetry(event, now_ms)
+            case Tick():
+                return self._tick(now_ms)
+            case VehicleState():
+                return self._vehicle_state(event, now_ms)
+            case VehicleCaps(vehicle, caps):
+                self.fleet.set_caps(vehicle, caps)
+                self._reasons_ms = -1
+                return []
+            case TaskRefused():
+                return self._task_refused(event, now_ms)
+            case RowsFailed(vehicle, failure):
+                return self._rows_failed(vehicle, failure.job, failure.spans, failure.error, now_ms)
+            case TaskUndelivered(vehicle, job, chunks):
+                self._rest(vehicle, now_ms)
+                self.counters["task_undelivered"] += 1
+                return self._release(job, chunks, LeaseEnd.LOST, now_ms)
+            case ModelAdded(model):
+                self.models[model.digest] = model
+                return [AddModel(model)]
+            case JobSubmitted(job):
+                self.jobs[job.id] = JobProgress.fresh(job)
+                return [AddJob(job)]
+            case JobCancelled(job_id):
+                return self._end_job(job_id, JobState.CANCELLED, None, now_ms)
+
+    # Vehicles -------------------------------------------------------------------------------------------------------
+
+    def _telemetry(self, batch: TelemetryBatch, now_ms: int) -> list[Command]:
+        outcome = self.fleet.apply(batch)
+        self._reasons_ms = -1
+        self.counters["telemetry_applied"] += outcome.applied
+        if outcome.out_of_order:
+            self.refusals["telemetry_out_of_order"] += outcome.out_of_order
+        return self._ask_rebirth(outcome.gaps, now_ms)
+
+    def _ask_rebirth(self, rows: Iterable[int], now_ms: int) -> list[Command]:
+        asked = self.fleet.column["rebirth_ms"]
+        due = [row for row in rows if asked[row] <= now_ms - self.policy.rebirth_every_ms]
+        asked[due] = now_ms
+        self.counters["rebirth_asked"] += len(due)
+        return [SendControl(self.fleet.ids[row], Rebirth()) for row in due]
+
+    def _vehicle_state(self, event: VehicleState, now_ms: int) -> list[Command]:
+        vehicle, state = event.vehicle, event.state
+        if not self.fleet.set_state(vehicle, state):
+            return []
+        self._reasons_ms = -1
+        self.counters["vehicle_online" if state.online else "vehicle_offline"] += 1
+        commands: list[Command] = []
+        row = self.fleet.row(vehicle)
+        for job, chunks in list(self.fleet.held[row].items()):
+            leases = self.jobs[job].leases
+            lost = [chunk for chunk in chunks if not state.online or leases[chunk].record.epoch != state.epoch]
+            commands += self._release(job, lost, LeaseEnd.LOST, now_ms)
+        if state.online and event.retained:
+            commands += self._ask_rebirth([row], now_ms)
+        elif state.online:  # a birth is followed by a snapshot without being asked
+            self.fleet.column["rebirth_ms"][row] = now_ms
+        return commands
+
+    def _task_refused(self, event: TaskRefused, now_ms: int) -> list[Command]:
+        refusal = event.refusal
+        self.refusals[f"vehicle_{refusal.reason.value}"] += 1
+        progress = self.jobs.get(refusal.job)
+        if progress is None:
+            return []
+        row = self.fleet.row(event.vehicle)
+        held = self.fleet.held[row].get(refusal.job, set())
+        chunks = held.intersection(refusal.chunks) if refusal.chunks else set(held)
+        if refusal.reason is not RefusalReason.LEAVING:
+            self._rest(event.vehicle, now_ms)
+        if refusal.reason is RefusalReason.DRAINING:
+            self.fleet.column["draining"][row] = True
+            self._reasons_ms = -1
+        return self._release(refusal.job, sorted(chunks), LeaseEnd.RELEASED, now_ms)
+
+    def _rest(self, vehicle: str, now_ms: int) -> None:
+        """Leave a car alone for a moment that just refused, so that it is not asked again in a tight loop."""
+        self._rest_until_ms[vehicle] = now_ms + self.policy.back_off_ms
+
+    # Results --------------------------------------------------------------------------------------------------------
+
+    def _rows_received(self, event: RowsReceived, now_ms: int) -> list[Command]:
+        rows, vehicle = event.rows, event.vehicle
+        progress = self.jobs.get(rows.job)
+        if progress is None:
+            self.refusals["result_job_not_running"] += 1
+            return []
+        if not all(self._was_granted(progress, span, vehicle) for span in rows.spans):
+            self.refusals["result_without_lease"] += 1
+            return []
+        count = sum(span.stop - span.start for span in rows.spans)
+        fault = output_fault(event.outputs, count, self.models[progress.job.model])
+        if fault is not None:
+            self.refusals["result_malformed"] += 1
+            return self._rows_failed(vehicle, rows.job, rows.spans, fault, now_ms)
+        self._learn_speed(vehicle, progress.job.model, rows.compute_ms / count)
+        self._work_off(vehicle, progress, rows.spans)
+        duplicates = progress.rows_duplicate
+        pieces, completed = progress.accept(rows.spans)
+        commands: list[Command] = []
+        if pieces:
+            fresh = sum(piece.stop - piece.start for piece in pieces)
+            commands.append(AddRows(self._accepted(event, progress, pieces, fresh / count, now_ms)))
+        self.refusals["result_duplicate_rows"] += progress.rows_duplicate - duplicates
+        for lease in completed:
+            self._let_go(lease.record)
+            commands.append(EndLease(rows.job, lease.record.chunk, LeaseEnd.DONE, 0, now_ms))
+        if progress.finished:
+            commands += self._end_job(rows.job, JobState.DONE, None, now_ms)
+        return commands
+
+    def _was_granted(self, progress: JobProgress, span: Span, vehicle: str) -> bool:
+        record = progress.granted.get(span.chunk)
+        return (
+            record is not None and record.vehicle == vehicle and record.start <= span.start < span.stop <= record.stop
+        )
+
+    def _accepted(
+        self, event: RowsReceived, progress: JobProgress, pieces: list[Piece], share: float, now_ms: int
+    ) -> AcceptedRows:
+        compute_ms = event.rows.compute_ms * share
+        energy_mwh = int(event.rows.energy_mwh * share)
+        progress.compute_ms += compute_ms
+        progress.energy_mwh += energy_mwh
+        progress.vehicles.add(event.vehicle)
+        total = pay_micro(progress.energy_mwh, progress.compute_ms, self.policy.pay)
+        pay, progress.pay_micro = max(0, total - progress.pay_micro), max(total, progress.pay_micro)
+        row = self.fleet.row(event.vehicle)
+        self.fleet.column["rows_done"][row] += sum(piece.stop - piece.start for piece in pieces)
+        self.fleet.column["energy_mwh"][row] += energy_mwh
+        self.fleet.column["pay_micro"][row] += pay
+        ref = event.rows.outputs_ref
+        seq, self.next_seq = self.next_seq, self.next_seq + 1
+        return AcceptedRows(
+            seq=seq,
+            job=event.rows.job,
+            vehicle=event.vehicle,
+            pieces=tuple(pieces),
+            payload=event.payload,
+            payload_ref=None if ref is None else ref.digest,
+            accepted_ms=now_ms,
+            compute_ms=compute_ms,
+            energy_mwh=energy_mwh,
+            pay_micro=pay,
+        )
+
+    def _rows_failed(self, vehicle: str, job: str, spans: Iterable[Span], error: str, now_ms: int) -> list[Command]:
+        progress = self.jobs.get(job)
+        if progress is None:
+            return []
+        commands: list[Command] = []
+        for span in spans:
+            if not self._was_granted(progress, span, vehicle):
+                self.refusals["failure_without_lease"] += 1
+                continue
+            worst, ended = progress.suspect(span, vehicle)
+            if ended is not None:
+                self._let_go(ended.record)
+                commands.append(EndLease(job, span.chunk, LeaseEnd.FAILED, span.stop - span.start, now_ms))
+            if worst >= progress.job.terms.max_attempts:
+                reason = f"row {span.start} failed on {worst} attempts: {error}"
+                return commands + self._end_job(job, JobState.FAILED, reason, now_ms)
+        return commands
+
+    def _learn_speed(self, vehicle: str, model: str, row_ms: float) -> None:
+        own = self._row_ms.get((vehicle, model), row_ms)
+        self._last_row_ms[vehicle] = self._row_ms[vehicle, model] = own + _SPEED_WEIGHT * (row_ms - own)
+        common = self._model_row_ms.get(model, row_ms)
+        self._model_row_ms[model] = common + _SPEED_WEIGHT * (row_ms - common)
+
+    def model_row_ms(self, model: str) -> float | None:
+        """What a row of a model takes in this fleet, as measured lately; None before the first result."""
+        return self._model_row_ms.get(model)
+
+    def rows_per_s(self, vehicle: str) -> float | None:
+        """The speed measured last at a vehicle, whatever the model; None before its first result."""
+        row_ms = self._last_row_ms.get(vehicle)
+        return 1000 / row_ms if row_ms else None
+
+    def _work_off(self, vehicle: str, progress: JobProgress, spans: Iterable[Span]) -> None:
+        backlog = self.fleet.column["backlog_ms"]
+        row = self.fleet.row(vehicle)
+        worked = sum(
+            lease.row_ms * (span.stop - span.start)
+            for span in spans
+            if (lease := progress.leases.get(span.chunk)) is not None
+        )
+        backlog[row] = max(0.0, backlog[row] - worked)
+
+    # Leases ---------------------------------------------------------------------------------------------------------
+
+    def _hold(self, record: LeaseRecord, work_ms: float) -> None:
+        row = self.fleet.row(record.vehicle)
+        self.fleet.held[row].setdefault(record.job, set()).add(record.chunk)
+        self.fleet.column["leases"][row] += 1
+        self.fleet.column["backlog_ms"][row] += work_ms
+        heapq.heappush(self._deadlines, (record.deadline_ms, record.job, record.chunk))
+
+    def _let_go(self, record: LeaseRecord) -> None:
+        row = self.fleet.row(record.vehicle)
+        held = self.fleet.held[row]
+        held[record.job].discard(record.chunk)
+        if not held[record.job]:
+            del held[record.job]
+        self.fleet.column["leases"][row] -= 1
+        if not held:
+            self.fleet.column["backlog_ms"][row] = 0.0
+
+    def _release(self, job: str, chunks: Iterable[int], end: LeaseEnd, now_ms: int) -> list[Command]:
+        progress = self.jobs.get(job)
+        commands: list[Command] = []
+        for chunk in chunks if progress is not None else ():
+            released = progress.release(chunk) if progress is not None else None
+            if released is not None:
+                lease, back = released
+                self._let_go(lease.record)
+                self._forget_work(lease, back)
+                commands.append(EndLease(job, chunk, end, back, now_ms))
+        return commands
+
+    def _forget_work(self, lease: OpenLease, rows: int) -> None:
+        backlog = self.fleet.column["backlog_ms"]
+        row = self.fleet.row(lease.record.vehicle)
+        backlog[row] = max(0.0, backlog[row] - lease.row_ms * rows)
+
+    def _end_job(self, job: str, state: JobState, error: str | None, now_ms: int) -> list[Command]:
+        progress = self.jobs.pop(job, None)
+        if progress is None:
+            return []
+        commands: list[Command] = []
+        left: dict[str, list[int]] = {}
+        for chunk, lease in list(progress.leases.items()):
+            left.setdefault(lease.record.vehicle, []).append(chunk)
+            self._let_go(lease.record)
+            commands.append(EndLease(job, chunk, LeaseEnd.CANCELLED, 0, now_ms))
+        commands.append(EndJob(job, state, now_ms, error))
+        self.counters[f"job_{state.value}"] += 1
+        return commands + [SendControl(vehicle, Cancel(job)) for vehicle in left]
+
+    def _tick(self, now_ms: int) -> list[Command]:
+        commands: list[Command] = []
+        while self._deadlines and self._deadlines[0][0] <= now_ms:
+            _, job, chunk = heapq.heappop(self._deadlines)
+            lease = self.jobs[job].leases.get(chunk) if job in self.jobs else None
+            if lease is not None:
+                self.counters["lease_expired"] += 1
+                self._rest(lease.record.vehicle, now_ms)
+                commands += self._release(job, [chunk], LeaseEnd.EXPIRED, now_ms)
+                commands.append(SendControl(lease.record.vehicle, Cancel(job, [chunk])))
+        for progress in list(self.jobs.values()):
+            limit_s = progress.job.terms.deadline_s
+            if limit_s is not None and now_ms >= progress.job.created_ms + limit_s * 1000:
+                missing = progress.job.rows - progress.rows_done
+                error = f"its deadline of {limit_s:g} s passed with {missing} rows missing"
+                commands += self._end_job(progress.job.id, JobState.FAILED, error, now_ms)
+        silent = self.fleet.live("online") & (self.fleet.live("seq_epoch") != self.fleet.live("epoch"))
+        return commands + self._ask_rebirth(np.flatnonzero(silent).tolist(), now_ms)
+
+    # Assignment -----------------------------------------------------------------------------------------------------
+
+    def reasons(self, now_ms: int) -> NDArray[np.int8]:
+        """Why each vehicle gets no work, as `Reason` values; shape [vehicles]. Computed anew when telemetry came."""
+        if self._reasons_ms < 0 or now_ms - self._reasons_ms >= self.policy.reasons_every_ms:
+            self._reasons = first_reasons(self.fleet, self.policy.eligibility, now_ms)
+            self.fleet.live("was_eligible")[:] = self._reasons == Reason.ELIGIBLE
+            self._reasons_ms = now_ms
+        return self._reasons
+
+    def assign(self, now_ms: int) -> list[Command]:
+        """Give free rows to cars that may work and run low on it. To be called once after each round of events."""
+        waiting = sorted(
+            (progress for progress in self.jobs.values() if progress.free),
+            key=lambda progress: (-progress.job.terms.priority, progress.job.created_ms, progress.job.id),
+        )
+        if not waiting:
+            return []
+        eligible = self.reasons(now_ms) == Reason.ELIGIBLE
+        backlog, leases = self.fleet.live("backlog_ms"), self.fleet.live("leases")
+        ready = eligible & (backlog < self.policy.sizing.chunk_ms) & (leases < self.fleet.live("slots"))
+        rows = np.flatnonzero(ready)
+        cars = int(np.count_nonzero(eligible))
+        commands: list[Command] = []
+        for row in rows[np.argsort(backlog[rows], kind="stable")].tolist():
+            while waiting and not waiting[0].free:
+                waiting.pop(0)
+            if not waiting:
+                break
+            if self._rest_until_ms.get(self.fleet.ids[row], 0) <= now_ms:
+                for progress in waiting:
+                    commands += self._fill(row, progress, cars, now_ms)
+        return commands
+
+    def _fill(self, row: int, progress: JobProgress, cars: int, now_ms: int) -> list[Command]:
+        """Give a car chunks of one job until it has enough to do."""
+        job, sizing, vehicle = progress.job, self.policy.sizing, self.fleet.ids[row]
+        backlog, held, slots = (self.fleet.column[name] for name in ("backlog_ms", "leases", "slots"))
+        row_ms = self._row_ms.get((vehicle, job.model), self._model_row_ms.get(job.model))
+        granted: list[LeaseRecord] = []
+        while progress.free and backlog[row] < sizing.backlog_ms and held[row] < slots[row]:
+            wanted = chunk_rows(
+                row_ms=row_ms,
+                row_bytes=job.row_bytes,
+                rows_free=max(1, progress.rows_free),
+                cars=cars,
+                fixed_rows=job.terms.chunk_rows,
+                batch_rows=self.models[job.model].batch_rows,
+                limits=sizing,
+            )
+            taken = progress.take(vehicle, wanted)
+            if taken is None:
+                break
+            expected_ms = sizing.backlog_ms / wanted if row_ms is None else row_ms
+            work_ms = expected_ms * (taken[1] - taken[0])
+            deadline_ms = now_ms + int(lease_ms(float(backlog[row]) + work_ms, sizing))
+            epoch = int(self.fleet.column["epoch"][row])
+            record = LeaseRecord(job.id, progress.next_chunk, *taken, vehicle, epoch, now_ms, deadline_ms)
+            progress.grant(record, expected_ms)
+            self._hold(record, work_ms)
+            granted.append(record)
+        return [*(GrantLease(record) for record in granted), *self._tasks(row, progress, granted)]
+
+    def _tasks(self, row: int, progress: JobProgress, granted: list[LeaseRecord]) -> list[Command]:
+        """As few tasks as carry these leases, each small enough for its inputs to travel inside."""
+        tasks: list[Command] = []
+        batch: list[LeaseRecord] = []
+        size = 0
+        for record in granted:
+            record_bytes = (record.stop - record.start) * progress.job.row_bytes + 16
+            if batch and size + record_bytes > self.policy.sizing.inline_bytes:
+                tasks.append(self._task(row, batch))
+                batch, size = [], 0
+            batch.append(record)
+            size += record_bytes
+        return [*tasks, self._task(row, batch)] if batch else tasks
+
+    def _task(self, row: int, leases: list[LeaseRecord]) -> SendTask:
+        return SendTask(
+            vehicle=self.fleet.ids[row],
+            epoch=int(self.fleet.column["epoch"][row]),
+            consent_version=int(self.fleet.column["consent_version"][row]),
+            job=leases[0].job,
+            leases=tuple(leases),
+            deadline_ms=max(lease.deadline_ms for lease in leases),
+        )

@@ -1,0 +1,170 @@
+"""What is known of every vehicle right now, in columns. Only keeps; never decides and never forgets a vehicle."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.events import BOOLEAN_SIGNALS, NUMBER_SIGNALS, TelemetryBatch
+from fleet_wire.messages import Caps, State
+
+__all__ = ["FleetView", "TelemetryOutcome"]
+
+_COLUMNS: dict[str, tuple[str, float]] = {
+    "online": ("?", False),
+    "was_eligible": ("?", False),
+    "draining": ("?", False),
+    "epoch": ("i8", -1),
+    "seq_epoch": ("i8", -1),
+    "seq": ("i8", -1),
+    "received_ms": ("i8", 0),
+    "rebirth_ms": ("i8", 0),
+    "slots": ("i4", 0),
+    "consent_version": ("i8", 0),
+    "leases": ("i4", 0),
+    "backlog_ms": ("f8", 0.0),
+    "rows_done": ("i8", 0),
+    "energy_mwh": ("i8", 0),
+    "pay_micro": ("i8", 0),
+    **dict.fromkeys(BOOLEAN_SIGNALS, ("i1", -1)),
+    **dict.fromkeys(NUMBER_SIGNALS, ("f8", np.nan)),
+}
+_FIRST_CAPACITY = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryOutcome:
+    """What a batch of telemetry did: `gaps` are vehicles whose sequence has a hole, by index."""
+
+    gaps: list[int]
+    applied: int
+    out_of_order: int
+
+
+@dataclass(slots=True)
+class FleetView:
+    """One row a vehicle, by `index`; `held` are the chunks of its open leases by job."""
+
+    ids: list[str] = field(default_factory=list)
+    index: dict[str, int] = field(default_factory=dict)
+    refusal: list[str] = field(default_factory=list)
+    caps: list[Caps | None] = field(default_factory=list)
+    held: list[dict[str, set[int]]] = field(default_factory=list)
+    column: dict[str, NDArray[Any]] = field(
+        default_factory=lambda: {
+            name: np.full(_FIRST_CAPACITY, value, dtype=kind) for name, (kind, value) in _COLUMNS.items()
+        }
+    )
+    unwilling: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(_FIRST_CAPACITY, dtype=np.bool_))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def live(self, name: str) -> NDArray[Any]:
+        """The column of all known vehicles, as a view."""
+        return self.column[name][: len(self.ids)]
+
+    def row(self, vehicle: str) -> int:
+        """Index of a vehicle, which becomes known by this."""
+        found = self.index.get(vehicle)
+        if found is not None:
+            return found
+        row = len(self.ids)
+        if row == len(self.unwilling):
+            self._grow()
+        self.ids.append(vehicle)
+        self.index[vehicle] = row
+        self.refusal.append("")
+        self.caps.append(None)
+        self.held.append({})
+        return row
+
+    def _grow(self) -> None:
+        capacity = len(self.unwilling)
+        for name, (kind, value) in _COLUMNS.items():
+            self.column[name] = np.concatenate([self.column[name], np.full(capacity, value, dtype=kind)])
+        self.unwilling = np.concatenate([self.unwilling, np.zeros(capacity, dtype=np.bool_)])
+
+    def set_state(self, vehicle: str, state: State) -> bool:
+        """Take a birth or Will; return whether it changed anything. An offline message of another epoch is ignored."""
+        row = self.row(vehicle)
+        known = int(self.column["epoch"][row])
+        if state.epoch < known or (not state.online and state.epoch != known and known >= 0):
+            return False
+        changed = bool(self.column["online"][row]) != state.online or known != state.epoch
+        if known != state.epoch:
+            self.column["draining"][row] = False
+        self.column["online"][row] = state.online
+        self.column["epoch"][row] = state.epoch
+        return changed
+
+    def set_caps(self, vehicle: str, caps: Caps) -> None:
+        """Take what a vehicle can do."""
+        row = self.row(vehicle)
+        self.caps[row] = caps
+        self.column["slots"][row] = caps.slots
+        self.column["consent_version"][row] = caps.consent_version
+
+    def apply(self, batch: TelemetryBatch) -> TelemetryOutcome:
+        """Take telemetry, in the order of the batch; documents older than what is known are left out."""
+        rows = np.fromiter((self.row(vehicle) for vehicle in batch.vehicle), dtype=np.int64, count=len(batch))
+        accepted, gap = self._in_sequence(rows, batch)
+        out_of_order = len(batch) - int(np.count_nonzero(accepted))
+        gaps = sorted(set(rows[gap & accepted].tolist()))
+        if out_of_order:
+            rows = rows[accepted]
+        self._store(rows, batch, accepted if out_of_order else None)
+        return TelemetryOutcome(gaps, len(rows), out_of_order)
+
+    def _store(self, rows: NDArray[np.int64], batch: TelemetryBatch, only: NDArray[np.bool_] | None) -> None:
+        def chosen(values: NDArray[Any]) -> NDArray[Any]:
+            return values if only is None else values[only]
+
+        # Of several documents of one vehicle the last one counts: assignment goes in order.
+        self.column["seq_epoch"][rows] = chosen(batch.epoch)
+        self.column["seq"][rows] = chosen(batch.seq)
+        self.column["received_ms"][rows] = chosen(batch.received_ms)
+        for name, all_values in batch.signals.items():
+            values = chosen(all_values)
+            present = values >= 0 if name in BOOLEAN_SIGNALS else ~np.isnan(values)
+            self.column[name][rows[present]] = values[present]
+        for row, refusal in zip(rows.tolist(), chosen(batch.refusal).tolist(), strict=True):
+            if refusal is not None:
+                self.refusal[row] = refusal
+                self.unwilling[row] = bool(refusal)
+
+    def _in_sequence(
+        self, rows: NDArray[np.int64], batch: TelemetryBatch
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which documents are newer than all before them, and which of those have a hole before them."""
+        order = np.argsort(rows, kind="stable")
+        sorted_rows, epoch, seq = rows[order], batch.epoch[order], batch.seq[order]
+        first = np.diff(sorted_rows, prepend=-1) != 0
+        before_epoch = np.where(first, self.column["seq_epoch"][sorted_rows], np.roll(epoch, 1))
+        before_seq = np.where(first, self.column["seq"][sorted_rows], np.roll(seq, 1))
+        newer = (epoch > before_epoch) | ((epoch == before_epoch) & (seq > before_seq))
+        follows = (epoch == before_epoch) & (seq == before_seq + 1)
+        accepted = np.empty(len(batch), dtype=np.bool_)
+        gap = np.empty(len(batch), dtype=np.bool_)
+        accepted[order] = newer
+        gap[order] = ~follows & ~batch.snapshot[order]
+        if newer.all():
+            return accepted, gap
+        return self._in_sequence_slowly(rows, batch)
+
+    def _in_sequence_slowly(
+        self, rows: NDArray[np.int64], batch: TelemetryBatch
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """The same one by one: after a document that is left out, the next must be newer than those before *it*."""
+        accepted = np.zeros(len(batch), dtype=np.bool_)
+        gap = np.zeros(len(batch), dtype=np.bool_)
+        last: dict[int, tuple[int, int]] = {}
+        columns = zip(rows.tolist(), batch.epoch.tolist(), batch.seq.tolist(), batch.snapshot.tolist(), strict=True)
+        for place, (row, epoch, seq, snapshot) in enumerate(columns):
+            before = last.get(row) or (int(self.column["seq_epoch"][row]), int(self.column["seq"][row]))
+            if (epoch, seq) > before:
+                last[row] = (epoch, seq)
+                accepted[place] = True
+                gap[place] = not snapshot and (epoch, seq) != (before[0], before[1] + 1)
+        return accepted, gap

@@ -1,0 +1,218 @@
+"""Which rows of one job are done, leased or free. Pure bookkeeping in intervals and one flag a row; decides nothing.
+
+Every row is done, or lies under exactly one open lease, or is free. Rows that arrive late for a lease that has ended
+may be free or under another car's lease by then: they count as done at once, and what comes after is a duplicate.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.model import Job, LeaseRecord, Piece
+from fleet_wire.messages import Span
+
+__all__ = ["JobProgress", "OpenLease"]
+
+Range = tuple[int, int]
+
+
+@dataclass(slots=True)
+class OpenLease:
+    """A lease in force. `ranges` are the rows still owed under it; `row_ms` is what a row was expected to take."""
+
+    record: LeaseRecord
+    row_ms: float
+    ranges: list[Range]
+
+    @property
+    def rows(self) -> int:
+        """Rows still owed, done or not."""
+        return sum(stop - start for start, stop in self.ranges)
+
+
+@dataclass(slots=True)
+class JobProgress:
+    """The changing side of a job."""
+
+    job: Job
+    done: NDArray[np.bool_]
+    free: deque[Range]
+    rows_done: int = 0
+    rows_leased: int = 0
+    rows_duplicate: int = 0
+    rows_released_again: int = 0
+    next_chunk: int = 0
+    leases: dict[int, OpenLease] = field(default_factory=dict)
+    granted: dict[int, LeaseRecord] = field(default_factory=dict)
+    suspects: dict[int, list[str]] = field(default_factory=dict)
+    compute_ms: float = 0.0
+    energy_mwh: int = 0
+    pay_micro: int = 0
+    vehicles: set[str] = field(default_factory=set)
+
+    @classmethod
+    def fresh(cls, job: Job) -> "JobProgress":
+        """All rows free."""
+        return cls(job, np.zeros(job.rows, dtype=np.bool_), deque([(0, job.rows)]))
+
+    @classmethod
+    def restored(cls, job: Job, done: Iterable[Range], leases: Iterable[LeaseRecord], row_ms: float) -> "JobProgress":
+        """What a ledger remembers: `done` ranges, open leases, and everything else free."""
+        progress = cls(job, np.zeros(job.rows, dtype=np.bool_), deque())
+        for start, stop in done:
+            progress.done[start:stop] = True
+        progress.rows_done = int(np.count_nonzero(progress.done))
+        taken = progress.done.copy()
+        for record in leases:
+            progress._open(record, row_ms)
+            taken[record.start : record.stop] = True
+        progress.free.extend(_gaps(taken, 0))
+        return progress
+
+    @property
+    def finished(self) -> bool:
+        """Whether every row is done."""
+        return self.rows_done == self.job.rows
+
+    @property
+    def rows_free(self) -> int:
+        """Rows that nobody has and that are not done; an upper bound while late rows lie among them."""
+        return max(0, self.job.rows - self.rows_done - self.rows_leased)
+
+    def take(self, vehicle: str, rows: int) -> Range | None:
+        """Remove up to `rows` adjacent free rows and return them, or None.
+
+        Rows on which this vehicle has failed before are left to others as long as there are other rows.
+        """
+        passed_over: list[Range] = []
+        taken: Range | None = None
+        while self.free and taken is None:
+            start, stop = self.free.popleft()
+            if self.done[start]:  # came late, after they had been freed
+                start += _leading(self.done[start:stop])
+            if start == stop:
+                continue
+            run = _leading(~self.done[start : min(stop, start + rows)])
+            if start in self.suspects:
+                run = 1
+            elif self.suspects:
+                run = next((row - start for row in range(start, start + run) if row in self.suspects), run)
+            if start + run < stop:
+                self.free.appendleft((start + run, stop))
+            if vehicle in self.suspects.get(start, ()):
+                passed_over.append((start, start + run))
+            else:
+                taken = (start, start + run)
+        if taken is None and passed_over:
+            taken = passed_over.pop()
+        self.free.extendleft(reversed(passed_over))
+        return taken
+
+    def grant(self, record: LeaseRecord, row_ms: float) -> None:
+        """Put taken rows under a lease."""
+        self._open(record, row_ms)
+        self.next_chunk = max(self.next_chunk, record.chunk + 1)
+
+    def _open(self, record: LeaseRecord, row_ms: float) -> None:
+        self.leases[record.chunk] = OpenLease(record, row_ms, [(record.start, record.stop)])
+        self.granted[record.chunk] = record
+        self.rows_leased += record.stop - record.start
+
+    def accept(self, spans: Iterable[Span]) -> tuple[list[Piece], list[OpenLease]]:
+        """Mark the rows of a result done; return the pieces that were new and the leases that this completed."""
+        pieces: list[Piece] = []
+        completed: list[OpenLease] = []
+        offset = 0
+        for span in spans:
+            self._mark(span.start, span.stop, offset, pieces)
+            offset += span.stop - span.start
+            lease = self.leases.get(span.chunk)
+            if lease is not None and self._is_complete(lease):
+                self._close(lease)
+                completed.append(lease)
+        return pieces, completed
+
+    def _mark(self, start: int, stop: int, offset: int, pieces: list[Piece]) -> None:
+        flags = self.done[start:stop]
+        fresh = [(start, stop)] if not flags.any() else list(_gaps(flags, start))
+        for first, last in fresh:
+            _append_piece(pieces, Piece(first, last, offset + first - start))
+            self.rows_done += last - first
+        self.rows_duplicate += stop - start - sum(last - first for first, last in fresh)
+        flags[:] = True
+
+    def release(self, chunk: int) -> tuple[OpenLease, int] | None:
+        """End a lease early; its missing rows are free again. Returns it and how many rows came back."""
+        lease = self.leases.get(chunk)
+        if lease is None:
+            return None
+        missing = list(self._missing(lease))
+        self._close(lease)
+        self.free.extendleft(reversed(missing))
+        back = sum(stop - start for start, stop in missing)
+        self.rows_released_again += back
+        return lease, back
+
+    def suspect(self, span: Span, vehicle: str) -> tuple[int, OpenLease | None]:
+        """Note that these rows failed at a vehicle and free them.
+
+        Returns how often the worst of the rows has failed, and the lease if nothing more is owed under it.
+        """
+        lease = self.leases.get(span.chunk)
+        if lease is not None:
+            owed = lease.rows
+            lease.ranges = [part for whole in lease.ranges for part in _without(whole, (span.start, span.stop))]
+            self.rows_leased -= owed - lease.rows
+        worst = 0
+        for row in range(span.start, span.stop):
+            if not self.done[row]:
+                failed_at = self.suspects.setdefault(row, [])
+                failed_at.append(vehicle)
+                worst = max(worst, len(failed_at))
+                self.free.append((row, row + 1))
+        if lease is None or not self._is_complete(lease):
+            return worst, None
+        self._close(lease)
+        return worst, lease
+
+    def _close(self, lease: OpenLease) -> None:
+        del self.leases[lease.record.chunk]
+        self.rows_leased -= lease.rows
+
+    def _is_complete(self, lease: OpenLease) -> bool:
+        return all(bool(self.done[start:stop].all()) for start, stop in lease.ranges)
+
+    def _missing(self, lease: OpenLease) -> Iterator[Range]:
+        for start, stop in lease.ranges:
+            yield from _gaps(self.done[start:stop], start)
+
+
+def _leading(flags: NDArray[np.bool_]) -> int:
+    """How many flags are set before the first that is not."""
+    first_unset = int(flags.argmin()) if len(flags) else 0
+    return len(flags) if len(flags) and flags[first_unset] else first_unset
+
+
+def _gaps(flags: NDArray[np.bool_], base: int) -> Iterator[Range]:
+    """Runs of flags that are not set, shifted by `base`."""
+    edges = np.flatnonzero(np.diff(flags, prepend=True, append=True))
+    for start, stop in edges.reshape(-1, 2).tolist():
+        yield base + start, base + stop
+
+
+def _without(owed: Range, cut: Range) -> Iterator[Range]:
+    for start, stop in ((owed[0], min(owed[1], cut[0])), (max(owed[0], cut[1]), owed[1])):
+        if start < stop:
+            yield start, stop
+
+
+def _append_piece(pieces: list[Piece], piece: Piece) -> None:
+    if pieces:
+        last = pieces[-1]
+        if last.stop == piece.start and last.offset + (last.stop - last.start) == piece.offset:
+            pieces[-1] = Piece(last.start, piece.stop, last.offset)
+            return
+    pieces.append(piece)

@@ -1,0 +1,107 @@
+"""What people see of the core's state, as the HTTP interface's objects. Only reads."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from coordinator.core import Core
+from coordinator.progress import JobProgress
+from coordinator.rules.eligibility import EXPLANATIONS, Reason
+from fleet_wire.api import JobView, VehicleView
+
+__all__ = ["job_view", "vehicle_view", "vehicle_views"]
+
+
+def job_view(core: Core, progress: JobProgress, now_ms: int) -> JobView:
+    """A running job."""
+    job = progress.job
+    return JobView(
+        id=job.id,
+        name=job.name,
+        model=job.model,
+        state="running",
+        rows=job.rows,
+        rows_done=progress.rows_done,
+        rows_leased=progress.rows_leased,
+        created_ms=job.created_ms,
+        ended_ms=None,
+        error=None,
+        rows_duplicate=progress.rows_duplicate,
+        rows_released_again=progress.rows_released_again,
+        compute_ms=progress.compute_ms,
+        energy_mwh=progress.energy_mwh,
+        pay_micro=progress.pay_micro,
+        vehicles=len(progress.vehicles),
+        waiting_for=_waiting_for(core, progress, now_ms),
+        estimate_s=_estimate_s(core, progress, now_ms),
+    )
+
+
+def vehicle_views(core: Core, now_ms: int) -> Iterator[VehicleView]:
+    """Every vehicle known."""
+    reasons = core.reasons(now_ms).tolist()
+    return (_vehicle(core, row, Reason(reason)) for row, reason in enumerate(reasons))
+
+
+def vehicle_view(core: Core, vehicle: str, now_ms: int) -> VehicleView | None:
+    """One vehicle, or None when it is not known."""
+    row = core.fleet.index.get(vehicle)
+    return None if row is None else _vehicle(core, row, Reason(int(core.reasons(now_ms)[row])))
+
+
+def _vehicle(core: Core, row: int, reason: Reason) -> VehicleView:
+    fleet = core.fleet
+    caps = fleet.caps[row]
+
+    def flag(name: str) -> bool | None:
+        value = int(fleet.column[name][row])
+        return None if value < 0 else bool(value)
+
+    charge = float(fleet.column["charge_percent"][row])
+    received_ms = int(fleet.column["received_ms"][row])
+    return VehicleView(
+        id=fleet.ids[row],
+        online=bool(fleet.column["online"][row]),
+        eligible=reason is Reason.ELIGIBLE,
+        reason=_reason_text(reason, fleet.refusal[row]),
+        plugged=flag("plugged"),
+        charging=flag("charging"),
+        charge_percent=None if np.isnan(charge) else charge,
+        leases=int(fleet.column["leases"][row]),
+        rows_per_s=core.rows_per_s(fleet.ids[row]),
+        rows_done=int(fleet.column["rows_done"][row]),
+        energy_mwh=int(fleet.column["energy_mwh"][row]),
+        pay_micro=int(fleet.column["pay_micro"][row]),
+        last_seen_ms=received_ms or None,
+        region="" if caps is None else caps.region,
+    )
+
+
+def _reason_text(reason: Reason, refusal: str) -> str | None:
+    if reason is Reason.ELIGIBLE:
+        return None
+    own_words = f" ({refusal})" if reason is Reason.CAR_REFUSES else ""
+    return f"{reason.name.lower()}: {EXPLANATIONS[reason]}{own_words}"
+
+
+def _waiting_for(core: Core, progress: JobProgress, now_ms: int) -> str | None:
+    """Why free rows are not leased at this moment, in words; None when none wait."""
+    if not progress.rows_free:
+        return None
+    reasons = core.reasons(now_ms)
+    if len(reasons) == 0:
+        return "no vehicle is known yet"
+    if np.any(reasons == Reason.ELIGIBLE):
+        return "all vehicles that may work are busy"
+    counts = np.bincount(reasons, minlength=len(Reason))
+    shown = ", ".join(f"{counts[reason]} {reason.name.lower()}" for reason in Reason if counts[reason])
+    return f"no vehicle may work: {shown}"
+
+
+def _estimate_s(core: Core, progress: JobProgress, now_ms: int) -> float | None:
+    """Seconds that the rest should take on the cars that may work now; None when nothing was measured yet."""
+    row_ms = core.model_row_ms(progress.job.model)
+    cars = int(np.count_nonzero(core.reasons(now_ms) == Reason.ELIGIBLE))
+    if row_ms is None or not cars:
+        return None
+    return (progress.job.rows - progress.rows_done) * row_ms / cars / 1000
