@@ -45,7 +45,7 @@ log_type error
 log_type warning
 persistence {persistence}
 """
-# Written after every change, so that a kill loses nothing. It rewrites the whole file: for a small broker only.
+# Written after every change, though a moment after the PUBACK. It rewrites the whole file: for a small broker only.
 _MOSQUITTO_PERSISTENCE: Final = """\
 persistence_location {directory}/
 autosave_on_changes true
@@ -106,8 +106,8 @@ class Broker:
             )
         try:
             async with asyncio.timeout(_START_S):
-                while self._process.returncode is None and not await is_answering(self.host, self.port):
-                    await asyncio.sleep(_PROBE_EVERY_S)  # noqa: ASYNC110  another process sets no event
+                while self._process.returncode is None and not await is_answering(self.host, self.port):  # noqa: ASYNC110
+                    await asyncio.sleep(_PROBE_EVERY_S)
         except TimeoutError:
             await self.kill()
             raise self._failure(f"did not answer within {_START_S:.0f} s") from None
@@ -156,7 +156,7 @@ async def start_broker(
     """Run a broker on a free loopback port, with its files in `directory`, which must exist.
 
     `auto` takes Mosquitto when it is installed. `persistence` (Mosquitto only) keeps sessions and retained messages
-    over a kill.
+    over a kill, but for the last moment before it.
     """
     if kind == "auto":
         kind = "embedded" if find_mosquitto() is None else "mosquitto"

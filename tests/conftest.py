@@ -1,0 +1,36 @@
+"""Fixtures that several kinds of tests share: a real broker, once embedded and once Mosquitto."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from idlewheel.brokers import Broker, find_mosquitto, start_broker
+
+
+def require_mosquitto() -> str:
+    """Return Mosquitto's path. Where it is missing, skip; under CI, fail."""
+    program = find_mosquitto()
+    if program is not None:
+        return program
+    reason = "Mosquitto is not installed (on Debian: apt-get install mosquitto)"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def mosquitto_program() -> str:
+    return require_mosquitto()
+
+
+@pytest.fixture(params=["embedded", "mosquitto"])
+async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
+    """A fresh broker; a test that only one of them can pass parametrises this fixture indirectly."""
+    if request.param == "mosquitto":
+        require_mosquitto()
+    directory = tmp_path / "broker"
+    directory.mkdir()
+    async with start_broker(request.param, directory) as running:
+        yield running

@@ -1,0 +1,37 @@
+"""What Mosquitto keeps over SIGKILL when it is started with persistence; the embedded broker keeps nothing."""
+
+import asyncio
+from pathlib import Path
+
+from fleet_link import ConnectOptions, connect
+from idlewheel.brokers import start_broker
+
+
+async def written(database: Path, payload: bytes) -> None:
+    """Wait until the broker has saved a payload: it answers a publish first, and saves at its loop's end."""
+    async with asyncio.timeout(10):
+        while not (database.exists() and payload in database.read_bytes()):
+            await asyncio.sleep(0.01)
+
+
+async def test_retained_and_queued_messages_survive_a_kill(mosquitto_program: str, tmp_path: Path) -> None:
+    async with start_broker("mosquitto", tmp_path, persistence=True) as broker:
+        kept = ConnectOptions(broker.host, broker.port, "reader", clean_start=False, session_expiry_s=300)
+        reader = await connect(kept)
+        await reader.subscribe([("queued", 1)])
+        reader.abort()
+        await reader.wait_closed()
+        writer = await connect(ConnectOptions(broker.host, broker.port, "writer"))
+        await writer.publish("retained", b"policy", retain=True)
+        await writer.publish("queued", b"result")
+        await written(tmp_path / "mosquitto.db", b"result")
+        await broker.restart()
+        reader = await connect(kept)
+        assert reader.server.session_present
+        await reader.subscribe([("retained", 1)])
+        found = []
+        async with asyncio.timeout(10):
+            while len(found) < 2:
+                found += await reader.receive()
+        assert sorted(message.payload for message in found) == [b"policy", b"result"]
+        await reader.close()
