@@ -1,0 +1,71 @@
+# Each command makes .venv and installs what it needs from requirements/*.lock first: once, and again when the lock or
+# pyproject.toml has changed. All it asks of the machine is Python 3.11 or later with its venv module.
+#
+#   make demo ARGS="--plain --seed 7"     make test ARGS="tests/unit -k wire"     make bench     make lint     make lock
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# Modules that decide and never do: what the coverage figure of `make test` is about.
+PURE := fleet_wire coordinator.rules coordinator.core vehicle_agent.policy vehicle_agent.session
+
+.PHONY: demo test bench lint format docs lock clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/idlewheel demo $(ARGS)
+
+test: lint
+	$(BIN)/pytest $(addprefix --cov=,$(PURE)) --cov-report=term $(ARGS)
+
+bench: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/dev.stamp
+	$(BIN)/python docs/generate.py
+
+# Every lock holds the versions of the smaller one, so that one environment serves them all.
+lock: $(VENV)/lock.stamp
+	$(call compile,demo,all,)
+	$(call compile,dev,dev,--constraint requirements/demo.lock)
+	$(call compile,bench,bench,--constraint requirements/dev.lock)
+
+clean:
+	rm -rf $(VENV)
+
+define compile
+$(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-annotate --custom-compile-command "make lock" --upgrade --no-emit-package idlewheel \
+	pyproject.toml requirements/build.in --extra $(2) $(3) --output-file requirements/$(1).lock
+endef
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; say which: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# Whatever a larger lock installed holds the smaller ones too.
+$(VENV)/demo.stamp: HOLDS := demo
+$(VENV)/dev.stamp: HOLDS := demo dev
+$(VENV)/bench.stamp: HOLDS := demo dev bench
+$(VENV)/%.stamp: requirements/%.lock pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --require-hashes --requirement $<
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	touch $(HOLDS:%=$(VENV)/%.stamp)
+
+$(VENV)/lock.stamp: | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip --disable-pip-version-check install --quiet uv
+	touch $@
