@@ -8,8 +8,19 @@ from coordinator.commands import LedgerWrite
 from coordinator.events import TelemetryBatch
 from coordinator.model import AcceptedRows, Job, LeaseRecord, Model
 from fleet_wire.api import BlobView, HealthView, JobRequest, JobView, ModelView, RowsFrame, VehicleView
+from fleet_wire.bundle import BundleHeader
+from fleet_wire.tensors import Tensor
 
-__all__ = ["BlobStore", "Desk", "Ledger", "LedgerJob", "LedgerSnapshot", "ModelInspector", "TelemetryStore"]
+__all__ = [
+    "BlobStore",
+    "Desk",
+    "InputReader",
+    "Ledger",
+    "LedgerJob",
+    "LedgerSnapshot",
+    "ModelInspector",
+    "TelemetryStore",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,16 @@ class BlobStore(Protocol):
 
     async def delete(self, digests: Iterable[str]) -> None:
         """Forget blobs; those that are not there are passed over."""
+
+
+class InputReader(Protocol):
+    """Rows out of the input bundles of jobs."""
+
+    async def open(self, digest: str) -> BundleHeader:
+        """The table of contents. Raises ResourceMissing, WireError when the blob is no bundle."""
+
+    async def rows(self, digest: str, ranges: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """The rows of all ranges, one after another. Raises ResourceMissing, StoreUnavailable."""
 
 
 class ModelInspector(Protocol):

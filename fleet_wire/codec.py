@@ -11,6 +11,7 @@ from fleet_wire.messages import (
     CoordinatorState,
     Drain,
     Failure,
+    Notice,
     Rebirth,
     Refusal,
     Rows,
@@ -38,7 +39,7 @@ __all__ = [
 MAX_PACKET_BYTES = 128 * 1024
 VERSION = 1
 
-Control = Cancel | Drain | Rebirth
+Control = Cancel | Drain | Rebirth | Notice
 Result = Rows | Refusal | Failure
 M = TypeVar("M")
 

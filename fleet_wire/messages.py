@@ -16,6 +16,7 @@ __all__ = [
     "Drain",
     "Failure",
     "Lease",
+    "Notice",
     "Rebirth",
     "Refusal",
     "RefusalReason",
@@ -112,6 +113,14 @@ class Drain(Struct, frozen=True, tag_field="type", tag="drain"):
 
 class Rebirth(Struct, frozen=True, tag_field="type", tag="rebirth"):
     """Send a full snapshot: a gap was seen in the sequence."""
+
+
+class Notice(Struct, frozen=True, tag_field="type", tag="notice"):
+    """A message of yours was refused and changed nothing: `fault` names why, `topic` where it came from."""
+
+    fault: Annotated[str, Meta(max_length=64)]
+    topic: Annotated[str, Meta(max_length=512)]
+    detail: Annotated[str, Meta(max_length=1024)] = ""
 
 
 class RefusalReason(StrEnum):

@@ -1,0 +1,40 @@
+"""From accepted pieces, in any order, to whole outputs in row order. Pure."""
+
+from collections.abc import Iterable
+
+import msgspec
+import numpy as np
+
+from coordinator.errors import Rejected
+from coordinator.model import Piece
+from fleet_wire.tensors import Array, Tensor, decode_tensors
+
+__all__ = ["assemble", "decode_payload"]
+
+_decode = msgspec.msgpack.Decoder(list[Tensor]).decode
+
+
+def decode_payload(payload: bytes) -> dict[str, Array]:
+    """Arrays of a payload as the ledger keeps it."""
+    return decode_tensors(_decode(payload))
+
+
+def assemble(parts: Iterable[tuple[Iterable[Piece], dict[str, Array]]], rows: int) -> dict[str, Array]:
+    """Put parts together into outputs of `rows` rows each.
+
+    Raises Rejected("ragged_outputs") when an axis that the model leaves open came out with different lengths.
+    """
+    whole: dict[str, Array] = {}
+    for pieces, outputs in parts:
+        for name, output in outputs.items():
+            if name not in whole:
+                whole[name] = np.empty((rows, *output.shape[1:]), dtype=output.dtype)
+            elif whole[name].shape[1:] != output.shape[1:]:
+                raise Rejected(
+                    "ragged_outputs",
+                    f"output {name!r} has rows of shape {list(whole[name].shape[1:])} and {list(output.shape[1:])}, "
+                    "so there is no one array of them: read the rows as a stream instead",
+                )
+            for piece in pieces:
+                whole[name][piece.start : piece.stop] = output[piece.offset : piece.offset + piece.stop - piece.start]
+    return whole

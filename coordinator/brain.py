@@ -1,0 +1,118 @@
+"""The loop around the core: events are taken in rounds, a round's writes are committed in one group, then it speaks.
+
+Never decides and never talks to a vehicle: it hands commands to whoever was given as `send`.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from coordinator.commands import AddRows, Command, EndJob, LedgerWrite, SendControl, SendTask
+from coordinator.core import Core
+from coordinator.events import Event, Tick
+from coordinator.ports import Ledger
+
+__all__ = ["Brain", "wall_clock_ms"]
+
+_INBOX_EVENTS = 8192
+_TICK_S = 0.1
+T = TypeVar("T")
+
+
+def wall_clock_ms() -> int:
+    """Milliseconds since 1970, UTC."""
+    return time.time_ns() // 1_000_000
+
+
+class Brain:
+    """Feeds one core. `send` gets the commands of a round that are not writes, after the writes are durable."""
+
+    def __init__(self, core: Core, ledger: Ledger, send: Callable[[Sequence[SendTask | SendControl]], None]) -> None:
+        self.core = core
+        self._ledger = ledger
+        self._send = send
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        self._events: list[Event] = []
+        self._when_durable: list[Callable[[], None]] = []
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._changes: dict[str, asyncio.Event] = {}
+
+    async def open(self) -> None:
+        """Open the ledger and let the core go on from it. Raises StoreUnavailable."""
+        await self.with_ledger(self._ledger.open)
+        self.core.restore(await self.with_ledger(self._ledger.load))
+
+    async def close(self) -> None:
+        """Close the ledger after the commit that is under way."""
+        await self.with_ledger(self._ledger.close)
+        self._thread.shutdown()
+
+    async def with_ledger(self, call: Callable[..., T], *arguments: object) -> T:
+        """Call the ledger in its own thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+
+    def put(self, events: Iterable[Event], when_durable: Callable[[], None] | None = None) -> None:
+        """Hand events over; `when_durable` is called once all that follows from them is committed."""
+        self._events.extend(events)
+        if when_durable is not None:
+            self._when_durable.append(when_durable)
+        if len(self._events) >= _INBOX_EVENTS:
+            self._room.clear()
+        self._wake.set()
+
+    async def put_and_wait(self, event: Event) -> None:
+        """Hand one event over and wait until what follows from it is committed."""
+        durable = asyncio.Event()
+        self.put([event], durable.set)
+        await durable.wait()
+
+    async def room(self) -> None:
+        """Wait while too many events wait: back-pressure for whoever can hold messages back."""
+        await self._room.wait()
+
+    async def changed(self, job: str) -> None:
+        """Wait for the next commit that adds rows to a job or ends it."""
+        await self._changes.setdefault(job, asyncio.Event()).wait()
+
+    async def run(self) -> None:
+        """Take rounds until cancelled. A failing ledger ends the process: nothing was acknowledged that isn't kept."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            events, self._events = self._events, []
+            acknowledge, self._when_durable = self._when_durable, []
+            self._room.set()
+            commands = self._decide(events)
+            writes = [command for command in commands if isinstance(command, LedgerWrite)]
+            if writes:
+                await self.with_ledger(self._ledger.commit, writes)
+            spoken = [command for command in commands if isinstance(command, SendTask | SendControl)]
+            if spoken:
+                self._send(spoken)
+            for call in acknowledge:
+                call()
+            self._tell_watchers(writes)
+
+    async def tick(self) -> None:
+        """Let time pass for the core."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self.put([Tick()])
+
+    def _decide(self, events: Sequence[Event]) -> list[Command]:
+        now_ms = wall_clock_ms()
+        commands: list[Command] = []
+        for event in events:
+            commands += self.core.handle(event, now_ms)
+        return commands + self.core.assign(now_ms)
+
+    def _tell_watchers(self, writes: Iterable[LedgerWrite]) -> None:
+        for write in writes:
+            job = write.rows.job if isinstance(write, AddRows) else write.job if isinstance(write, EndJob) else None
+            watched = self._changes.pop(job, None) if job is not None else None
+            if watched is not None:
+                watched.set()

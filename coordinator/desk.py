@@ -1,0 +1,185 @@
+"""What clients may ask of the coordinator, answered from the core, the ledger and the blobs. Speaks no HTTP."""
+
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from math import prod
+
+from coordinator.assembly import assemble, decode_payload
+from coordinator.brain import Brain, wall_clock_ms
+from coordinator.core import Core
+from coordinator.errors import Rejected, ResourceMissing
+from coordinator.events import JobCancelled, JobSubmitted, ModelAdded
+from coordinator.model import AcceptedRows, Job, JobState, Model
+from coordinator.ports import BlobStore, InputReader, Ledger, ModelInspector
+from coordinator.rules.eligibility import Reason
+from coordinator.rules.fit import input_fault
+from coordinator.views import job_view, vehicle_view, vehicle_views
+from fleet_wire.api import HealthView, JobRequest, JobView, ModelView, RowsFrame, TensorSpec, VehicleView
+from fleet_wire.bundle import decode_bundle, encode_bundle
+from fleet_wire.errors import WireError
+from fleet_wire.tensors import Array, decode_tensors, encode_tensors
+
+__all__ = ["CoordinatorDesk"]
+
+_PAGE_RESULTS = 256
+_ENDED_JOBS_SHOWN = 100
+_PIECE_BYTES = 1 << 20
+
+
+class CoordinatorDesk:
+    """The one implementation of `ports.Desk`."""
+
+    def __init__(
+        self,
+        fleet: str,
+        brain: Brain,
+        ledger: Ledger,
+        blobs: BlobStore,
+        inputs: InputReader,
+        inspector: ModelInspector,
+        refusals: Counter[str],
+        is_connected: Callable[[], bool],
+    ) -> None:
+        self._fleet = fleet
+        self._brain = brain
+        self._ledger = ledger
+        self._blobs = blobs
+        self._inputs = inputs
+        self._inspector = inspector
+        self._refusals = refusals
+        self._is_connected = is_connected
+
+    @property
+    def _core(self) -> Core:
+        return self._brain.core
+
+    async def add_model(self, digest: str) -> ModelView:
+        """Check and register a stored blob as a model; again and again is fine. Raises Rejected, ResourceMissing."""
+        known = self._core.models.get(digest)
+        if known is None:
+            size = await self._blobs.size(digest)
+            view = await self._inspector.inspect(await self._blobs.read(digest, 0, size))
+            known = Model(digest, size, tuple(view.inputs), tuple(view.outputs), view.batch_rows)
+            await self._brain.put_and_wait(ModelAdded(known))
+        return ModelView(digest, known.size, list(known.inputs), list(known.outputs), known.batch_rows)
+
+    async def submit(self, request: JobRequest) -> JobView:
+        """Accept a job; durable on return. Raises Rejected, ResourceMissing."""
+        await self.add_model(request.model)
+        model = self._core.models[request.model]
+        try:
+            header = await self._inputs.open(request.inputs)
+        except WireError as error:
+            raise Rejected("inputs_malformed", f"the inputs are no bundle of tensors: {error.detail}") from None
+        specs = [TensorSpec(entry.name, entry.dtype, list(entry.shape)) for entry in header.entries]
+        fault = input_fault(specs, model)
+        if fault is not None:
+            raise Rejected("inputs_do_not_fit", fault)
+        rows = prod(header.entries[0].shape[:1])
+        size = sum(entry.size for entry in header.entries)
+        job = Job(
+            id=secrets.token_hex(6),
+            name=request.name,
+            model=request.model,
+            inputs=request.inputs,
+            rows=rows,
+            row_bytes=-(-size // rows),
+            terms=request.terms,
+            created_ms=wall_clock_ms(),
+        )
+        await self._brain.put_and_wait(JobSubmitted(job))
+        return await self.job(job.id)
+
+    async def cancel(self, job: str) -> JobView:
+        """End a job early; one that has ended stays as it is. Raises ResourceMissing."""
+        await self._brain.put_and_wait(JobCancelled(job))
+        return await self.job(job)
+
+    async def job(self, job: str) -> JobView:
+        """One job. Raises ResourceMissing."""
+        progress = self._core.jobs.get(job)
+        if progress is not None:
+            return job_view(self._core, progress, wall_clock_ms())
+        view = await self._brain.with_ledger(self._ledger.job_view, job)
+        if view is None:
+            raise ResourceMissing("job_unknown", f"there is no job {job!r}")
+        return view
+
+    async def jobs(self) -> list[JobView]:
+        """Running jobs, then the latest ended ones."""
+        now_ms = wall_clock_ms()
+        running = [job_view(self._core, progress, now_ms) for progress in self._core.jobs.values()]
+        return running + await self._brain.with_ledger(self._ledger.ended_jobs, _ENDED_JOBS_SHOWN)
+
+    def vehicles(self) -> Iterator[VehicleView]:
+        """All vehicles known."""
+        return vehicle_views(self._core, wall_clock_ms())
+
+    def vehicle(self, vehicle: str) -> VehicleView:
+        """One vehicle. Raises ResourceMissing."""
+        view = vehicle_view(self._core, vehicle, wall_clock_ms())
+        if view is None:
+            raise ResourceMissing("vehicle_unknown", f"no vehicle {vehicle!r} was ever seen by this coordinator")
+        return view
+
+    async def rows(self, job: str, after: int) -> AsyncIterator[RowsFrame]:
+        """Accepted rows since the cursor, then those to come, until the job ends. Raises ResourceMissing."""
+        await self.job(job)
+        while True:
+            view = await self.job(job)  # before the read, so that no row of an ended job is missed
+            page = await self._brain.with_ledger(self._ledger.rows_after, job, after, _PAGE_RESULTS)
+            for accepted in page:
+                after = accepted.seq
+                spans = [(piece.start, piece.stop, piece.offset) for piece in accepted.pieces]
+                yield RowsFrame(after, spans, encode_tensors(await self._outputs(accepted)))
+            if page:
+                continue
+            if view.state != JobState.RUNNING.value:
+                yield RowsFrame(after, [], [], view.state, view.error)
+                return
+            await self._brain.changed(job)
+
+    async def result(self, job: str) -> AsyncIterator[bytes]:
+        """The bundle of all output rows in order. Raises Rejected("not_done"), ResourceMissing at the first piece."""
+        view = await self.job(job)
+        if view.state != JobState.DONE.value:
+            raise Rejected("not_done", f"job {job} is {view.state}: {view.rows_done} of {view.rows} rows are there")
+        parts = []
+        after = 0
+        while page := await self._brain.with_ledger(self._ledger.rows_after, job, after, _PAGE_RESULTS):
+            after = page[-1].seq
+            parts += [(accepted.pieces, await self._outputs(accepted)) for accepted in page]
+        data = encode_bundle(assemble(parts, view.rows))
+        for start in range(0, len(data), _PIECE_BYTES):
+            yield data[start : start + _PIECE_BYTES]
+
+    async def _outputs(self, accepted: AcceptedRows) -> dict[str, Array]:
+        if accepted.payload is not None:
+            return decode_payload(accepted.payload)
+        assert accepted.payload_ref is not None
+        size = await self._blobs.size(accepted.payload_ref)
+        return decode_bundle(await self._blobs.read(accepted.payload_ref, 0, size))
+
+    async def input_rows(self, job: str, start: int, stop: int) -> bytes:
+        """The bundle of these input rows. Raises ResourceMissing."""
+        progress = self._core.jobs.get(job)
+        if progress is None or not 0 <= start < stop <= progress.job.rows:
+            raise ResourceMissing("rows_unknown", f"job {job!r} does not run or has no rows {start} to {stop}")
+        return encode_bundle(decode_tensors(await self._inputs.rows(progress.job.inputs, [(start, stop)])))
+
+    def health(self) -> HealthView:
+        """Whether all is well, and the counters."""
+        core = self._core
+        reasons = core.reasons(wall_clock_ms())
+        connected = self._is_connected()
+        return HealthView(
+            status="ok" if connected else "broker unreachable",
+            fleet=self._fleet,
+            broker_connected=connected,
+            vehicles_online=int(core.fleet.live("online").sum()),
+            vehicles_eligible=int((reasons == Reason.ELIGIBLE).sum()),
+            jobs_running=len(core.jobs),
+            refusals=dict(core.refusals + self._refusals),
+            counters=dict(core.counters),
+        )

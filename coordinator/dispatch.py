@@ -1,0 +1,176 @@
+"""Turns task and control commands into MQTT messages. Decides nothing: what can't be delivered goes back."""
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+from coordinator.commands import SendControl, SendTask
+from coordinator.errors import CoordinatorError
+from coordinator.events import TaskUndelivered
+from coordinator.model import Job, LeaseRecord, Model
+from coordinator.ports import InputReader
+from fleet_link import LinkError, LinkLost, Session
+from fleet_wire.bundle import encode_bundle
+from fleet_wire.codec import CONTROL, TASK
+from fleet_wire.messages import BlobRef, Lease, Task
+from fleet_wire.tensors import Tensor, decode_tensors
+from fleet_wire.topics import FleetTopics, VehicleChannel
+
+__all__ = ["Dispatch"]
+
+_NO_SUBSCRIBER = 0x10
+_PACKET_OVERHEAD_BYTES = 1024  # topic, properties and MQTT header beside the payload
+
+
+class Catalogue(Protocol):
+    """Where a job and its model are looked up; a job that has ended is not there."""
+
+    def find(self, job: str) -> tuple[Job, Model] | None:
+        """The job and its model, while it runs."""
+
+
+class Undelivered(Protocol):
+    """Takes tasks back that nobody received."""
+
+    def __call__(self, event: TaskUndelivered) -> None: ...
+
+
+class Dispatch:
+    """Sends commands in their order. `session` is set while the link is up; without it tasks go straight back."""
+
+    def __init__(
+        self,
+        topics: FleetTopics,
+        inputs: InputReader,
+        catalogue: Catalogue,
+        undelivered: Undelivered,
+        max_packet_bytes: int,
+    ) -> None:
+        self.session: Session | None = None
+        self.counters: Counter[str] = Counter()
+        self._topics = topics
+        self._inputs = inputs
+        self._catalogue = catalogue
+        self._undelivered = undelivered
+        self._max_packet_bytes = max_packet_bytes
+        self._commands: asyncio.Queue[SendTask | SendControl] = asyncio.Queue()
+
+    def put(self, commands: Sequence[SendTask | SendControl]) -> None:
+        """Queue commands. What may wait here is bounded by the slots of the fleet."""
+        for command in commands:
+            self._commands.put_nowait(command)
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        while True:
+            command = await self._commands.get()
+            if isinstance(command, SendControl):
+                await self._send_control(command)
+            else:
+                await self._send_task(command)
+
+    async def _send_control(self, command: SendControl) -> None:
+        topic = self._topics.vehicle(command.vehicle, VehicleChannel.CTL)
+        try:
+            await self._publish(topic, CONTROL.encode(command.control), CONTROL.content_type, expiry_s=60)
+        except LinkError:
+            self.counters["control_undelivered"] += 1  # asked again when it is due again; cancelling is only a favour
+
+    async def _send_task(self, command: SendTask) -> None:
+        found = self._catalogue.find(command.job)
+        if found is None:
+            return
+        job, model = found
+        try:
+            for task, leases in await self._tasks(command, job, model):
+                await self._send_one(command, task, leases)
+        except CoordinatorError as error:
+            self.counters[f"inputs_{error.code}"] += 1
+            self._give_back(command, command.leases)
+
+    async def _tasks(self, command: SendTask, job: Job, model: Model) -> list[tuple[Task, Sequence[LeaseRecord]]]:
+        """One task with its inputs inside or, where they are too large for a packet, one a lease with a reference."""
+        inputs = await self._inputs.rows(job.inputs, [(lease.start, lease.stop) for lease in command.leases])
+        size = sum(len(tensor.data) for tensor in inputs) + 16 * len(command.leases)
+        if size + _PACKET_OVERHEAD_BYTES <= self._packet_limit():
+            return [(_task(command, model, command.leases, inputs=inputs), command.leases)]
+        tasks: list[tuple[Task, Sequence[LeaseRecord]]] = []
+        for lease in command.leases:
+            rows = await self._inputs.rows(job.inputs, [(lease.start, lease.stop)])
+            data = encode_bundle(decode_tensors(rows))
+            path = f"/v1/jobs/{job.id}/inputs/{lease.start}-{lease.stop}"
+            ref = BlobRef(hashlib.sha256(data).hexdigest(), len(data), path)
+            tasks.append((_task(command, model, [lease], inputs_ref=ref), [lease]))
+        return tasks
+
+    async def _send_one(self, command: SendTask, task: Task, leases: Sequence[LeaseRecord]) -> None:
+        left_s = max(1, (task.deadline_ms - leases[0].granted_ms) // 1000)
+        try:
+            answer = await self._publish(
+                self._topics.vehicle(command.vehicle, VehicleChannel.TASK),
+                TASK.encode(task),
+                TASK.content_type,
+                expiry_s=left_s,
+                response_topic=self._topics.result(command.job, command.vehicle),
+                correlation=leases[0].chunk.to_bytes(8, "big"),
+            )
+        except LinkError:
+            self._give_back(command, leases)
+        else:
+            answer.add_done_callback(lambda future: self._answered(future, command, leases))
+
+    async def _publish(
+        self,
+        topic: str,
+        payload: bytes,
+        content_type: str,
+        *,
+        expiry_s: int,
+        response_topic: str | None = None,
+        correlation: bytes | None = None,
+    ) -> asyncio.Future[int]:
+        session = self.session
+        if session is None:
+            raise LinkLost("not connected")
+        await session.drain()
+        return session.publish_soon(
+            topic,
+            payload,
+            content_type=content_type,
+            expiry_s=expiry_s,
+            response_topic=response_topic,
+            correlation=correlation,
+        )
+
+    def _answered(self, answer: asyncio.Future[int], command: SendTask, leases: Sequence[LeaseRecord]) -> None:
+        if answer.cancelled() or answer.exception() is not None or answer.result() == _NO_SUBSCRIBER:
+            self._give_back(command, leases)
+
+    def _give_back(self, command: SendTask, leases: Sequence[LeaseRecord]) -> None:
+        chunks = tuple(lease.chunk for lease in leases)
+        self._undelivered(TaskUndelivered(command.vehicle, command.job, chunks))
+
+    def _packet_limit(self) -> int:
+        return self._max_packet_bytes if self.session is None else self.session.server.max_packet_size
+
+
+def _task(
+    command: SendTask,
+    model: Model,
+    leases: Sequence[LeaseRecord],
+    *,
+    inputs: list[Tensor] | None = None,
+    inputs_ref: BlobRef | None = None,
+) -> Task:
+    return Task(
+        job=command.job,
+        epoch=command.epoch,
+        model=BlobRef(model.digest, model.size, f"/v1/blobs/{model.digest}"),
+        deadline_ms=command.deadline_ms,
+        consent_version=command.consent_version,
+        leases=[Lease(lease.chunk, lease.start, lease.stop) for lease in leases],
+        inputs=inputs,
+        inputs_ref=inputs_ref,
+    )

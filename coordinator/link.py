@@ -1,0 +1,181 @@
+"""The coordinator's side of the broker: connects, subscribes, sorts what comes, and acknowledges what is kept.
+
+Telemetry goes to the store and the fleet view in batches; everything else goes to the brain. A message is acknowledged
+when what it says is durable, and never before.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from coordinator.brain import Brain, wall_clock_ms
+from coordinator.dispatch import Dispatch
+from coordinator.errors import ResourceMissing
+from coordinator.events import Event, RowsFailed, TelemetryBatch
+from coordinator.ingest import Ingest, Rejection, outputs_event
+from coordinator.ports import BlobStore, TelemetryStore
+from fleet_link import ConnectOptions, LinkError, LinkLost, Message, Session, Will, backoff_s, connect
+from fleet_wire.bundle import decode_bundle
+from fleet_wire.codec import CONTROL, COORDINATOR
+from fleet_wire.errors import WireError
+from fleet_wire.messages import CoordinatorState, Failure, Notice, Rows
+from fleet_wire.tensors import encode_tensors
+from fleet_wire.topics import FleetTopics, VehicleChannel
+
+__all__ = ["Announcement", "IdentityTaken", "Link", "TelemetryWriter"]
+
+_WAITING_BATCHES = 8
+
+
+class IdentityTaken(Exception):
+    """Ours: another coordinator connected with this one's client id; going on would throw it out in turn."""
+
+
+class TelemetryWriter:
+    """Writes batches to the store, as many at once as wait; `kept` is called when they are durable."""
+
+    def __init__(self, store: TelemetryStore) -> None:
+        self._store = store
+        self._queue: asyncio.Queue[tuple[TelemetryBatch, Callable[[], None]]] = asyncio.Queue(_WAITING_BATCHES)
+
+    async def put(self, batch: TelemetryBatch, kept: Callable[[], None]) -> None:
+        """Queue a batch; waits while too many wait, which holds the broker back."""
+        await self._queue.put((batch, kept))
+
+    async def run(self) -> None:
+        """Write until cancelled. A failing store ends the process: nothing was acknowledged that isn't kept."""
+        while True:
+            waiting = [await self._queue.get()]
+            while not self._queue.empty():
+                waiting.append(self._queue.get_nowait())
+            await asyncio.to_thread(self._store.append, [batch for batch, _ in waiting])
+            for _, kept in waiting:
+                kept()
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What vehicles are told of this coordinator."""
+
+    coordinator: str
+    http_url: str
+
+
+class Link:
+    """One connection after another to the broker, for as long as the daemon runs."""
+
+    def __init__(
+        self,
+        options: ConnectOptions,
+        topics: FleetTopics,
+        announcement: Announcement,
+        ingest: Ingest,
+        brain: Brain,
+        telemetry: TelemetryWriter,
+        blobs: BlobStore,
+        dispatch: Dispatch,
+        counters: Counter[str],
+        rng: random.Random,
+    ) -> None:
+        self._options = options
+        self._topics = topics
+        self._announcement = announcement
+        self._ingest = ingest
+        self._brain = brain
+        self._telemetry = telemetry
+        self._blobs = blobs
+        self._dispatch = dispatch
+        self._counters = counters
+        self._rng = rng
+        self.connected = asyncio.Event()
+
+    async def run(self) -> None:
+        """Stay connected until cancelled. Raises IdentityTaken."""
+        attempt = 0
+        while True:
+            try:
+                session = await connect(self._with_will())
+                attempt = 0
+                await self._serve(session)
+            except LinkLost as lost:
+                if lost.taken_over:
+                    raise IdentityTaken(self._options.client_id) from None
+                self._counters["link_lost"] += 1
+            except LinkError:
+                self._counters["connect_failed"] += 1
+            await asyncio.sleep(backoff_s(attempt, self._rng))
+            attempt += 1
+
+    async def _serve(self, session: Session) -> None:
+        try:
+            await session.subscribe(
+                [
+                    (self._topics.every_result(), 1),
+                    (self._topics.every_vehicle(VehicleChannel.STATE), 1),
+                    (self._topics.every_vehicle(VehicleChannel.CAPS), 1),
+                    (self._topics.every_vehicle(VehicleChannel.TELE), 1),
+                ]
+            )
+            await session.publish(*self._presence(online=True), retain=True, content_type=COORDINATOR.content_type)
+            self._dispatch.session = session
+            self.connected.set()
+            while True:
+                await self._take(session, await session.receive())
+                await self._brain.room()
+        finally:
+            self.connected.clear()
+            self._dispatch.session = None
+            await session.close(with_will=True)
+
+    async def _take(self, session: Session, messages: Sequence[Message]) -> None:
+        batch = self._ingest.sort(messages, wall_clock_ms())
+        if batch.telemetry is not None:
+            self._brain.put([batch.telemetry])
+            packets = batch.telemetry_packets
+            await self._telemetry.put(batch.telemetry, lambda: session.acknowledge(packets))
+        if batch.events:
+            packets = [packet for _, packet in batch.events]
+            self._brain.put([event for event, _ in batch.events], lambda: session.acknowledge(packets))
+        for vehicle, rows, packet in batch.by_reference:
+            await self._take_reference(session, vehicle, rows, packet)
+        for rejection in batch.rejected:
+            self._reject(session, rejection)
+        session.acknowledge([rejection.packet for rejection in batch.rejected])
+
+    async def _take_reference(self, session: Session, vehicle: str, rows: Rows, packet: Message) -> None:
+        """Rows whose outputs lie in a blob that the vehicle has uploaded: read here, so that they can be checked."""
+        assert rows.outputs_ref is not None
+        digest = rows.outputs_ref.digest
+        try:
+            size = await self._blobs.size(digest)
+            outputs = encode_tensors(decode_bundle(await self._blobs.read(digest, 0, size)))
+            event: Event = outputs_event(vehicle, rows, outputs)
+        except (ResourceMissing, WireError) as error:
+            self._counters["result_blob_unusable"] += 1
+            event = RowsFailed(vehicle, Failure(rows.job, rows.epoch, rows.spans, f"outputs_ref: {error}"))
+        self._brain.put([event], lambda: session.acknowledge([packet]))
+
+    def _reject(self, session: Session, rejection: Rejection[Message]) -> None:
+        """Tell the sender, when it is known, so that nothing is dropped in silence; once, and not for its presence."""
+        if rejection.vehicle is None or rejection.packet.retain:
+            return
+        notice = Notice(rejection.error.fault.value, rejection.packet.topic, rejection.error.detail[:512])
+        try:
+            session.publish_soon(
+                self._topics.vehicle(rejection.vehicle, VehicleChannel.CTL),
+                CONTROL.encode(notice),
+                content_type=CONTROL.content_type,
+                expiry_s=60,
+            ).add_done_callback(lambda answer: answer.cancelled() or answer.exception())
+        except LinkError:
+            self._counters["notice_undelivered"] += 1
+
+    def _with_will(self) -> ConnectOptions:
+        topic, payload = self._presence(online=False)
+        return replace(self._options, will=Will(topic, payload, content_type=COORDINATOR.content_type))
+
+    def _presence(self, *, online: bool) -> tuple[str, bytes]:
+        state = CoordinatorState(online, 0, self._announcement.http_url, wall_clock_ms())
+        return self._topics.coordinator(self._announcement.coordinator), COORDINATOR.encode(state)
