@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ async def join(broker: Broker) -> AsyncIterator[Join]:
     """Connect a client by its id; all are closed at the end."""
     sessions = []
 
-    async def connect_client(client_id: str, **options: object) -> Session:
+    async def connect_client(client_id: str, **options: Any) -> Session:
         session = await connect(ConnectOptions(broker.host, broker.port, client_id, **options))
         sessions.append(session)
         return session

@@ -1,17 +1,19 @@
 """What Mosquitto keeps over SIGKILL when it is started with persistence; the embedded broker keeps nothing."""
 
 import asyncio
+import time
 from pathlib import Path
 
-from fleet_link import ConnectOptions, connect
+from fleet_link import ConnectOptions, Message, connect
 from idlewheel.brokers import start_broker
 
 
-async def written(database: Path, payload: bytes) -> None:
+def wait_until_written(database: Path, payload: bytes) -> None:
     """Wait until the broker has saved a payload: it answers a publish first, and saves at its loop's end."""
-    async with asyncio.timeout(10):
-        while not (database.exists() and payload in database.read_bytes()):
-            await asyncio.sleep(0.01)
+    deadline = time.monotonic() + 10
+    while not (database.exists() and payload in database.read_bytes()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 async def test_retained_and_queued_messages_survive_a_kill(mosquitto_program: str, tmp_path: Path) -> None:
@@ -24,12 +26,12 @@ async def test_retained_and_queued_messages_survive_a_kill(mosquitto_program: st
         writer = await connect(ConnectOptions(broker.host, broker.port, "writer"))
         await writer.publish("retained", b"policy", retain=True)
         await writer.publish("queued", b"result")
-        await written(tmp_path / "mosquitto.db", b"result")
+        wait_until_written(tmp_path / "mosquitto.db", b"result")
         await broker.restart()
         reader = await connect(kept)
         assert reader.server.session_present
         await reader.subscribe([("retained", 1)])
-        found = []
+        found: list[Message] = []
         async with asyncio.timeout(10):
             while len(found) < 2:
                 found += await reader.receive()
