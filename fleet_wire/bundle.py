@@ -43,7 +43,7 @@ class BundleHeader:
         length = header_length(data[:PREFIX_BYTES])
         try:
             entries = msgspec.msgpack.decode(data[PREFIX_BYTES : PREFIX_BYTES + length], type=list[BundleEntry])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise WireError(WireFault.MALFORMED, f"bundle header: {error}") from None
         return cls(entries, _aligned(PREFIX_BYTES + length))
 

@@ -66,18 +66,21 @@ class MessageKind(Generic[M]):
         Tensors in the message view `payload`; they are not checked before their `array()` is called.
         """
         if content_type != self.content_type:
-            raise self._refuse_content_type(content_type)
+            self._check_content_type(content_type)
         try:
             return cast(M, self._decode(payload))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise WireError(WireFault.MALFORMED, f"{self.name}: {error}") from None
 
-    def _refuse_content_type(self, content_type: str | None) -> WireError:
+    def _check_content_type(self, content_type: str | None) -> None:
+        """Let pass what differs in spaces alone."""
         expected, _, _ = self.content_type.partition(";")
-        given, _, parameters = (content_type or "").partition(";")
-        if given.strip() != expected or not parameters.strip().startswith("v="):
-            return WireError(WireFault.WRONG_CONTENT_TYPE, f"{content_type!r} where {self.content_type!r} belongs")
-        return WireError(WireFault.UNKNOWN_VERSION, f"{content_type!r}; this side speaks version {VERSION}")
+        given, _, parameter = (content_type or "").partition(";")
+        name, _, version = parameter.strip().partition("=")
+        if given.strip() != expected or name != "v":
+            raise WireError(WireFault.WRONG_CONTENT_TYPE, f"{content_type!r} where {self.content_type!r} belongs")
+        if version != str(VERSION):
+            raise WireError(WireFault.UNKNOWN_VERSION, f"{content_type!r}; this side speaks version {VERSION}")
 
 
 STATE: MessageKind[State] = MessageKind("state", State)

@@ -27,8 +27,9 @@ __all__ = [
     "Telemetry",
 ]
 
-Identifier = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$")]
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="SHA-256, lower-case hexadecimal")]
+# `$` alone would let a line feed pass at the end.
+Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)", description="SHA-256, lower-case hexadecimal")]
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 UnixMs = Annotated[int, Meta(ge=0, le=1 << 53)]
 

@@ -54,6 +54,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
 _PACKED = frozenset({"int4", "uint4", "float4e2m1"})
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_RANK = 32
+# What numpy can address with the widest element, zero axes aside: a tensor without rows still has its other axes.
+_MAX_EXTENT = (2**63 - 1) // 16
 _OFFSET = np.dtype("<u4")
 
 
@@ -73,7 +75,7 @@ class Tensor(msgspec.Struct, array_like=True, frozen=True):
         dtype = DTYPES.get(self.dtype)
         if dtype is None:
             raise WireError(WireFault.BAD_TENSOR, f"{self.name!r} has unknown element type {self.dtype!r}")
-        if len(self.shape) > _MAX_RANK or any(axis < 0 for axis in self.shape):
+        if len(self.shape) > _MAX_RANK or any(axis < 0 for axis in self.shape) or _extent(self.shape) > _MAX_EXTENT:
             raise WireError(WireFault.BAD_TENSOR, f"{self.name!r} has an impossible shape {self.shape}")
         count = prod(self.shape)
         if self.dtype == STRING:
@@ -81,6 +83,8 @@ class Tensor(msgspec.Struct, array_like=True, frozen=True):
         _expect_size(self.name, self.data, _packed_size(self.dtype, count))
         if self.dtype in _PACKED:
             return _unpack_nibbles(self.data, count, dtype).reshape(self.shape)
+        if self.dtype == "bool" and count and np.frombuffer(self.data, dtype=np.uint8).max() > 1:
+            raise WireError(WireFault.BAD_TENSOR, f"{self.name!r} has truth values other than 0 and 1")
         return np.frombuffer(self.data, dtype=dtype, count=count).reshape(self.shape)
 
 
@@ -121,6 +125,10 @@ def decode_tensors(tensors: Sequence[Tensor]) -> dict[str, Array]:
     if len(arrays) != len(tensors):
         raise WireError(WireFault.BAD_TENSOR, "two tensors have one name")
     return arrays
+
+
+def _extent(shape: Sequence[int]) -> int:
+    return prod(axis for axis in shape if axis)
 
 
 def _packed_size(dtype: str, count: int) -> int:
