@@ -103,7 +103,7 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
 
 
 def test_rows_can_be_read_by_byte_range() -> None:
-    arrays = {"a": np.arange(20, dtype=np.float32).reshape(10, 2), "b": np.arange(10, dtype=np.int64)}
+    arrays: dict[str, Array] = {"a": np.arange(20, dtype=np.float32).reshape(10, 2), "b": np.arange(10, dtype=np.int64)}
     data = encode_bundle(arrays)
     header = BundleHeader.parse(data[: PREFIX_BYTES + header_length(data[:PREFIX_BYTES])])
     assert header.data_start % 64 == 0
@@ -117,4 +117,4 @@ def test_rows_can_be_read_by_byte_range() -> None:
 
 def test_numbers_are_viewed_in_place() -> None:
     data = np.frombuffer(encode_bundle({"x": np.arange(100, dtype=np.float64)}), dtype=np.uint8)
-    assert np.shares_memory(decode_bundle(memoryview(data))["x"], data)
+    assert np.shares_memory(decode_bundle(data.data)["x"], data)

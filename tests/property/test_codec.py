@@ -19,6 +19,7 @@ from fleet_wire.messages import (
     Drain,
     Failure,
     Lease,
+    Notice,
     Rebirth,
     Refusal,
     RefusalReason,
@@ -80,7 +81,10 @@ MESSAGES: dict[str, st.SearchStrategy[Any]] = {
         ),
     ),
     "task": st.builds(Task, identifiers, counts, blob_refs, counts, counts, leases, optional_tensors, optional_refs),
-    "control": st.builds(Cancel, identifiers, chunks) | st.builds(Drain) | st.builds(Rebirth),
+    "control": st.builds(Cancel, identifiers, chunks)
+    | st.builds(Drain)
+    | st.builds(Rebirth)
+    | st.builds(Notice, st.text(max_size=64), st.text(max_size=50), st.text(max_size=50)),
     "result": st.builds(Rows, identifiers, counts, spans, optional_tensors, optional_refs, st.floats(0, 1e12), counts)
     | st.builds(Refusal, identifiers, counts, st.sampled_from(RefusalReason), chunks, st.text(max_size=50))
     | st.builds(Failure, identifiers, counts, spans, st.text(max_size=50)),
@@ -146,8 +150,8 @@ def test_another_version_or_type_is_named_as_such(kind: MessageKind[Any]) -> Non
     assert kind.content_type == f"{stem}; v=1"
     for content_type in (f"{stem}; v=2", f"{stem};v=11", f"{stem}; v=", f"{stem}; v=1; charset=x"):
         assert refusal_of(kind, b"", content_type) is WireFault.UNKNOWN_VERSION
-    for content_type in (None, "", "application/json", stem, f"{stem}; version=1", "text/plain; v=1"):
-        assert refusal_of(kind, b"", content_type) is WireFault.WRONG_CONTENT_TYPE
+    for other in (None, "", "application/json", stem, f"{stem}; version=1", "text/plain; v=1"):
+        assert refusal_of(kind, b"", other) is WireFault.WRONG_CONTENT_TYPE
 
 
 def test_spaces_in_the_content_type_do_not_matter() -> None:
@@ -191,7 +195,7 @@ def test_endless_nesting_and_huge_promised_lengths_are_refused() -> None:
 def test_tensors_of_a_message_view_its_payload() -> None:
     outputs = encode_tensors({"y": np.arange(1000, dtype=np.float32)})
     payload = np.frombuffer(codec.RESULT.encode(Rows("j", 1, [Span(0, 0, 1000)], outputs)), dtype=np.uint8)
-    rows = codec.RESULT.decode(memoryview(payload), codec.RESULT.content_type)
+    rows = codec.RESULT.decode(payload.data, codec.RESULT.content_type)
     assert isinstance(rows, Rows)
     assert rows.outputs is not None
     assert np.shares_memory(rows.outputs[0].array(), payload)

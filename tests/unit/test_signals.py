@@ -1,6 +1,6 @@
 """Signals travel under their VSS paths, within their ranges, and only when they have changed enough."""
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -54,7 +54,7 @@ def test_what_is_no_number_is_refused_on_both_sides(name: str, value: float) -> 
     with pytest.raises(msgspec.ValidationError):
         decoded({name: value})
     with pytest.raises(ValueError, match="Vehicle"):
-        Signals(**{name: value})
+        Signals(**cast("dict[str, Any]", {name: value}))
 
 
 @pytest.mark.parametrize(
