@@ -27,12 +27,11 @@ def wall_clock_ms() -> int:
 
 
 class Brain:
-    """Feeds one core. `send` gets the commands of a round that are not writes, after the writes are durable."""
+    """Feeds one core and keeps what it says."""
 
-    def __init__(self, core: Core, ledger: Ledger, send: Callable[[Sequence[SendTask | SendControl]], None]) -> None:
+    def __init__(self, core: Core, ledger: Ledger) -> None:
         self.core = core
         self._ledger = ledger
-        self._send = send
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._events: list[Event] = []
         self._when_durable: list[Callable[[], None]] = []
@@ -78,8 +77,11 @@ class Brain:
         """Wait for the next commit that adds rows to a job or ends it."""
         await self._changes.setdefault(job, asyncio.Event()).wait()
 
-    async def run(self) -> None:
-        """Take rounds until cancelled. A failing ledger ends the process: nothing was acknowledged that isn't kept."""
+    async def run(self, send: Callable[[Sequence[SendTask | SendControl]], None]) -> None:
+        """Take rounds until cancelled; `send` gets the commands of a round that are no writes, once those are durable.
+
+        A failing ledger ends the process: nothing was acknowledged that isn't kept.
+        """
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -92,7 +94,7 @@ class Brain:
                 await self.with_ledger(self._ledger.commit, writes)
             spoken = [command for command in commands if isinstance(command, SendTask | SendControl)]
             if spoken:
-                self._send(spoken)
+                send(spoken)
             for call in acknowledge:
                 call()
             self._tell_watchers(writes)

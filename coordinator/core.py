@@ -27,7 +27,7 @@ from coordinator.events import (
     VehicleState,
 )
 from coordinator.fleet_view import FleetView
-from coordinator.model import AcceptedRows, JobState, LeaseEnd, LeaseRecord, Model, Piece
+from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, LeaseRecord, Model, Piece
 from coordinator.ports import LedgerSnapshot
 from coordinator.progress import JobProgress, OpenLease
 from coordinator.rules.eligibility import EligibilityLimits, Reason, first_reasons
@@ -85,6 +85,11 @@ class Core:
             self.jobs[kept.job.id] = progress
             for record in kept.leases:
                 self._hold(record, 0.0)
+
+    def find(self, job: str) -> tuple[Job, Model] | None:
+        """A running job and its model; None when the job has ended or never was."""
+        progress = self.jobs.get(job)
+        return None if progress is None else (progress.job, self.models[progress.job.model])
 
     def handle(self, event: Event, now_ms: int) -> list[Command]:  # noqa: C901, PLR0911 - one case an event
         """Take one event in; return what is to be done about it."""
@@ -197,7 +202,8 @@ class Core:
         if pieces:
             fresh = sum(piece.stop - piece.start for piece in pieces)
             commands.append(AddRows(self._accepted(event, progress, pieces, fresh / count, now_ms)))
-        self.refusals["result_duplicate_rows"] += progress.rows_duplicate - duplicates
+        if progress.rows_duplicate > duplicates:
+            self.refusals["result_duplicate_rows"] += progress.rows_duplicate - duplicates
         for lease in completed:
             self._let_go(lease.record)
             commands.append(EndLease(rows.job, lease.record.chunk, LeaseEnd.DONE, 0, now_ms))
@@ -246,16 +252,15 @@ class Core:
             return []
         commands: list[Command] = []
         for span in spans:
-            if not self._was_granted(progress, span, vehicle):
+            if span.chunk not in progress.leases or not self._was_granted(progress, span, vehicle):
                 self.refusals["failure_without_lease"] += 1
                 continue
-            worst, ended = progress.suspect(span, vehicle)
-            if ended is not None:
-                self._let_go(ended.record)
-                commands.append(EndLease(job, span.chunk, LeaseEnd.FAILED, span.stop - span.start, now_ms))
+            worst = progress.suspect(span, vehicle)
             if worst >= progress.job.terms.max_attempts:
                 reason = f"row {span.start} failed on {worst} attempts: {error}"
                 return commands + self._end_job(job, JobState.FAILED, reason, now_ms)
+            commands += self._release(job, [span.chunk], LeaseEnd.FAILED, now_ms)
+            commands.append(SendControl(vehicle, Cancel(job, [span.chunk])))
         return commands
 
     def _learn_speed(self, vehicle: str, model: str, row_ms: float) -> None:
@@ -402,7 +407,7 @@ class Core:
                 batch_rows=self.models[job.model].batch_rows,
                 limits=sizing,
             )
-            taken = progress.take(vehicle, wanted)
+            taken = progress.take(vehicle, wanted, cars)
             if taken is None:
                 break
             expected_ms = sizing.backlog_ms / wanted if row_ms is None else row_ms

@@ -21,16 +21,15 @@ Range = tuple[int, int]
 
 @dataclass(slots=True)
 class OpenLease:
-    """A lease in force. `ranges` are the rows still owed under it; `row_ms` is what a row was expected to take."""
+    """A lease in force; `row_ms` is what a row was expected to take."""
 
     record: LeaseRecord
     row_ms: float
-    ranges: list[Range]
 
     @property
     def rows(self) -> int:
-        """Rows still owed, done or not."""
-        return sum(stop - start for start, stop in self.ranges)
+        """Rows of the chunk, done or not."""
+        return self.record.stop - self.record.start
 
 
 @dataclass(slots=True)
@@ -82,10 +81,11 @@ class JobProgress:
         """Rows that nobody has and that are not done; an upper bound while late rows lie among them."""
         return max(0, self.job.rows - self.rows_done - self.rows_leased)
 
-    def take(self, vehicle: str, rows: int) -> Range | None:
+    def take(self, vehicle: str, rows: int, cars: int) -> Range | None:
         """Remove up to `rows` adjacent free rows and return them, or None.
 
-        Rows on which this vehicle has failed before are left to others as long as there are other rows.
+        Rows that have failed at this vehicle before are left to the others, while of `cars` that may work some others
+        have not tried them.
         """
         passed_over: list[Range] = []
         taken: Range | None = None
@@ -102,12 +102,11 @@ class JobProgress:
                 run = next((row - start for row in range(start, start + run) if row in self.suspects), run)
             if start + run < stop:
                 self.free.appendleft((start + run, stop))
-            if vehicle in self.suspects.get(start, ()):
+            failed_at = self.suspects.get(start, ())
+            if vehicle in failed_at and len(set(failed_at)) < cars:
                 passed_over.append((start, start + run))
             else:
                 taken = (start, start + run)
-        if taken is None and passed_over:
-            taken = passed_over.pop()
         self.free.extendleft(reversed(passed_over))
         return taken
 
@@ -117,7 +116,7 @@ class JobProgress:
         self.next_chunk = max(self.next_chunk, record.chunk + 1)
 
     def _open(self, record: LeaseRecord, row_ms: float) -> None:
-        self.leases[record.chunk] = OpenLease(record, row_ms, [(record.start, record.stop)])
+        self.leases[record.chunk] = OpenLease(record, row_ms)
         self.granted[record.chunk] = record
         self.rows_leased += record.stop - record.start
 
@@ -156,38 +155,28 @@ class JobProgress:
         self.rows_released_again += back
         return lease, back
 
-    def suspect(self, span: Span, vehicle: str) -> tuple[int, OpenLease | None]:
-        """Note that these rows failed at a vehicle and free them.
+    def suspect(self, span: Span, vehicle: str) -> int:
+        """Note that these rows failed at a vehicle, so that `take` gives them to others first, one by one.
 
-        Returns how often the worst of the rows has failed, and the lease if nothing more is owed under it.
+        Returns how often the worst of them has failed. The lease stays: see `release`.
         """
-        lease = self.leases.get(span.chunk)
-        if lease is not None:
-            owed = lease.rows
-            lease.ranges = [part for whole in lease.ranges for part in _without(whole, (span.start, span.stop))]
-            self.rows_leased -= owed - lease.rows
         worst = 0
         for row in range(span.start, span.stop):
             if not self.done[row]:
                 failed_at = self.suspects.setdefault(row, [])
                 failed_at.append(vehicle)
                 worst = max(worst, len(failed_at))
-                self.free.append((row, row + 1))
-        if lease is None or not self._is_complete(lease):
-            return worst, None
-        self._close(lease)
-        return worst, lease
+        return worst
 
     def _close(self, lease: OpenLease) -> None:
         del self.leases[lease.record.chunk]
         self.rows_leased -= lease.rows
 
     def _is_complete(self, lease: OpenLease) -> bool:
-        return all(bool(self.done[start:stop].all()) for start, stop in lease.ranges)
+        return bool(self.done[lease.record.start : lease.record.stop].all())
 
     def _missing(self, lease: OpenLease) -> Iterator[Range]:
-        for start, stop in lease.ranges:
-            yield from _gaps(self.done[start:stop], start)
+        return _gaps(self.done[lease.record.start : lease.record.stop], lease.record.start)
 
 
 def _leading(flags: NDArray[np.bool_]) -> int:
@@ -201,12 +190,6 @@ def _gaps(flags: NDArray[np.bool_], base: int) -> Iterator[Range]:
     edges = np.flatnonzero(np.diff(flags, prepend=True, append=True))
     for start, stop in edges.reshape(-1, 2).tolist():
         yield base + start, base + stop
-
-
-def _without(owed: Range, cut: Range) -> Iterator[Range]:
-    for start, stop in ((owed[0], min(owed[1], cut[0])), (max(owed[0], cut[1]), owed[1])):
-        if start < stop:
-            yield start, stop
 
 
 def _append_piece(pieces: list[Piece], piece: Piece) -> None:

@@ -13,23 +13,23 @@ class CoordinatorSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="IDLEWHEEL_COORDINATOR_", extra="forbid")
 
-    fleet: str = Field("demo", pattern="^[A-Za-z0-9_-]{1,64}$")
-    coordinator_id: str = Field("coordinator-1", pattern="^[A-Za-z0-9_-]{1,64}$")
+    fleet: str = Field(default="demo", pattern="^[A-Za-z0-9_-]{1,64}$")
+    coordinator_id: str = Field(default="coordinator-1", pattern="^[A-Za-z0-9_-]{1,64}$")
     broker_host: str = "127.0.0.1"
-    broker_port: int = Field(1883, ge=1, le=65535)
+    broker_port: int = Field(default=1883, ge=1, le=65535)
     broker_username: str | None = None
     broker_password: SecretStr | None = None
     broker_ca_file: Path | None = None
     broker_cert_file: Path | None = None
     broker_key_file: Path | None = None
     http_host: str = "127.0.0.1"
-    http_port: int = Field(8470, ge=0, le=65535)
+    http_port: int = Field(default=8470, ge=0, le=65535)
     public_http_url: str | None = None
     """Where vehicles reach this HTTP server, when that differs from its own address."""
     data: Path = Path("idlewheel-data")
     blobs_url: str | None = None
     """s3://…, gs://… or az://…; a folder below `data` when not set."""
-    max_packet_bytes: int = Field(128 * 1024, ge=16 * 1024)
-    session_expiry_s: int = Field(300, ge=0)
-    energy_micro_per_kwh: int = Field(250_000, ge=0)
-    compute_micro_per_h: int = Field(20_000, ge=0)
+    max_packet_bytes: int = Field(default=128 * 1024, ge=16 * 1024)
+    session_expiry_s: int = Field(default=300, ge=0)
+    energy_micro_per_kwh: int = Field(default=250_000, ge=0)
+    compute_micro_per_h: int = Field(default=20_000, ge=0)

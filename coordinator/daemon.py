@@ -1,0 +1,145 @@
+"""The coordinator's composition root: makes the parts from settings, runs them as named tasks, and ends them in order.
+
+Nothing is decided here. `python -m coordinator.daemon` prints one JSON line on standard output when it serves.
+"""
+
+import asyncio
+import json
+import random
+import signal
+import ssl
+import sys
+from collections import Counter
+
+import uvloop
+
+from coordinator.adapters.duckdb_store import DuckDBStore
+from coordinator.adapters.http import build_app, open_listener, serve
+from coordinator.adapters.input_rows import InputRows
+from coordinator.adapters.object_blobs import ObjectBlobs
+from coordinator.adapters.onnx_inspector import OnnxInspector
+from coordinator.adapters.sqlite_ledger import SqliteLedger
+from coordinator.brain import Brain
+from coordinator.core import Core, CorePolicy
+from coordinator.desk import CoordinatorDesk
+from coordinator.dispatch import Dispatch
+from coordinator.errors import StoreUnavailable
+from coordinator.ingest import Ingest
+from coordinator.link import Announcement, IdentityTaken, Link, TelemetryWriter
+from coordinator.rules.pay import PayTerms
+from coordinator.settings import CoordinatorSettings
+from fleet_link import ConnectOptions
+from fleet_wire.topics import FleetTopics
+
+__all__ = ["main", "run_coordinator"]
+
+_STOP_STEP_S = 5.0
+
+
+class _Stopped(Exception):
+    """A signal asked for the end."""
+
+
+async def run_coordinator(settings: CoordinatorSettings, random_source: random.Random) -> None:
+    """Serve until SIGINT or SIGTERM; then let go of the broker, finish the commit under way and close the stores.
+
+    Raises StoreUnavailable, IdentityTaken or OSError (the HTTP address) when it can't go on.
+    """
+    settings.data.mkdir(parents=True, exist_ok=True)
+    listener = open_listener(settings.http_host, settings.http_port)
+    host, port = listener.getsockname()[:2]
+    http_url = settings.public_http_url or f"http://{host}:{port}"
+    topics = FleetTopics(settings.fleet)
+    blobs = ObjectBlobs(settings.blobs_url or str((settings.data / "blobs").resolve()))
+    inputs = InputRows(blobs)
+    ledger = SqliteLedger(settings.data / "ledger.sqlite")
+    store = DuckDBStore(settings.data / "telemetry.duckdb")
+    core = Core(CorePolicy(pay=PayTerms(settings.energy_micro_per_kwh, settings.compute_micro_per_h)))
+    refusals: Counter[str] = Counter()
+    brain = Brain(core, ledger)
+    dispatch = Dispatch(topics, inputs, core, lambda event: brain.put([event]), settings.max_packet_bytes)
+    telemetry = TelemetryWriter(store)
+    link = Link(
+        options=_connect_options(settings),
+        topics=topics,
+        announcement=Announcement(settings.coordinator_id, http_url),
+        ingest=Ingest(settings.fleet, settings.max_packet_bytes, refusals),
+        brain=brain,
+        telemetry=telemetry,
+        blobs=blobs,
+        dispatch=dispatch,
+        counters=refusals,
+        rng=random_source,
+    )
+    desk = CoordinatorDesk(
+        settings.fleet, brain, ledger, blobs, inputs, OnnxInspector(), refusals, link.connected.is_set
+    )
+    await brain.open()
+    await asyncio.to_thread(store.open)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(brain.run(dispatch.put), name="brain")
+            tasks.create_task(brain.tick(), name="ticker")
+            tasks.create_task(telemetry.run(), name="telemetry")
+            tasks.create_task(dispatch.run(), name="dispatch")
+            tasks.create_task(link.run(), name="link")
+            tasks.create_task(serve(build_app(desk, blobs, refusals), listener), name="http")
+            tasks.create_task(_until_signalled(), name="signals")
+            await _say_ready(link, http_url)
+    except* _Stopped:
+        pass
+    finally:
+        async with asyncio.timeout(_STOP_STEP_S):
+            await brain.close()
+        await asyncio.to_thread(store.close)
+
+
+async def _until_signalled() -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+    raise _Stopped
+
+
+async def _say_ready(link: Link, http_url: str) -> None:
+    await link.connected.wait()
+    print(json.dumps({"ready": True, "http": http_url}), flush=True)  # noqa: T201 - whoever started us waits for this
+
+
+def _connect_options(settings: CoordinatorSettings) -> ConnectOptions:
+    tls = None
+    if settings.broker_ca_file is not None:
+        tls = ssl.create_default_context(cafile=settings.broker_ca_file)
+        if settings.broker_cert_file is not None:
+            tls.load_cert_chain(settings.broker_cert_file, settings.broker_key_file)
+    password = settings.broker_password
+    return ConnectOptions(
+        host=settings.broker_host,
+        port=settings.broker_port,
+        client_id=settings.coordinator_id,
+        clean_start=False,
+        session_expiry_s=settings.session_expiry_s,
+        max_packet_size=settings.max_packet_bytes,
+        username=settings.broker_username,
+        password=None if password is None else password.get_secret_value().encode(),
+        tls=tls,
+    )
+
+
+def main() -> int:
+    """Run the daemon with settings from the environment; return its exit code."""
+    code = 0
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run_coordinator(CoordinatorSettings(), random.Random()))
+    except* (StoreUnavailable, IdentityTaken, OSError) as errors:
+        for error in errors.exceptions:
+            sys.stderr.write(f"coordinator: {error}\n")
+        code = 1
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

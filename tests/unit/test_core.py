@@ -1,0 +1,235 @@
+"""The core, told as scenes: events in, the whole list of commands out."""
+
+import numpy as np
+
+from coordinator.commands import AddJob, AddModel, AddRows, EndJob, EndLease, GrantLease, SendControl, SendTask
+from coordinator.core import Core, CorePolicy
+from coordinator.events import (
+    JobCancelled,
+    JobSubmitted,
+    ModelAdded,
+    RowsFailed,
+    TaskRefused,
+    TaskUndelivered,
+    Tick,
+    VehicleState,
+)
+from coordinator.model import AcceptedRows, JobState, LeaseEnd, LeaseRecord, Piece
+from coordinator.rules.sizing import SizingLimits
+from fleet_wire.messages import Cancel, Failure, Rebirth, Refusal, RefusalReason, Span, State
+from tests.unit.coordinator_scenes import MODEL, arrival, job, rows_of, telemetry
+
+POLICY = CorePolicy(sizing=SizingLimits(probe_rows=8, lease_floor_ms=1000, lease_factor=1))
+
+
+def core_with(*events: object, now_ms: int = 0) -> Core:
+    core = Core(POLICY)
+    for event in [ModelAdded(MODEL), *events]:
+        core.handle(event, now_ms)  # type: ignore[arg-type]
+    return core
+
+
+def grants(commands: list[object]) -> list[tuple[str, int, int]]:
+    return [(c.lease.vehicle, c.lease.start, c.lease.stop) for c in commands if isinstance(c, GrantLease)]
+
+
+def test_new_model_and_job_are_written_before_anything_else() -> None:
+    core = Core(POLICY)
+    assert core.handle(ModelAdded(MODEL), 0) == [AddModel(MODEL)]
+    assert core.handle(JobSubmitted(job()), 0) == [AddJob(job())]
+    assert core.assign(0) == []
+
+
+def test_an_unmeasured_car_gets_one_small_chunk() -> None:
+    core = core_with(*arrival("car-1"), JobSubmitted(job()))
+    lease = LeaseRecord("j1", 0, 0, 8, "car-1", 1, 5, 5 + 1000 + 2000)
+    assert core.assign(5) == [
+        GrantLease(lease),
+        SendTask("car-1", 1, 7, "j1", (lease,), lease.deadline_ms),
+    ]
+    assert core.assign(6) == []
+
+
+def test_rows_are_kept_and_the_measured_speed_sets_the_next_chunk() -> None:
+    core = core_with(*arrival("car-1"), JobSubmitted(job(rows=10_000)))
+    core.assign(0)
+    assert core.handle(rows_of("car-1", "j1", Span(0, 0, 8), compute_ms=80.0, energy_mwh=4_000), 50) == [
+        AddRows(AcceptedRows(1, "j1", "car-1", (Piece(0, 8, 0),), b"payload", None, 50, 80.0, 4_000, 1_000)),
+        EndLease("j1", 0, LeaseEnd.DONE, 0, 50),
+    ]
+    # 10 ms a row: a chunk of one second is 100 rows, and two of them are held at once
+    assert grants(core.assign(50)) == [("car-1", 8, 108), ("car-1", 108, 208)]
+
+
+def test_a_job_ends_with_its_last_row_and_other_cars_are_told_to_stop() -> None:
+    core = core_with(*arrival("car-1"), *arrival("car-2"), JobSubmitted(job(rows=8, chunk_rows=4)))
+    core.assign(0)
+    core.handle(VehicleState("car-2", State(False, 1)), 1)  # its rows go to car-1 …
+    assert grants(core.assign(1)) == []  # … once that has room
+    core.handle(rows_of("car-1", "j1", Span(0, 0, 4)), 2)
+    assert grants(core.assign(2)) == [("car-1", 4, 8)]
+    late = core.handle(rows_of("car-2", "j1", Span(1, 4, 8)), 3)  # but car-2's answer was still on its way
+    assert late[1:] == [
+        EndLease("j1", 2, LeaseEnd.CANCELLED, 0, 3),
+        EndJob("j1", JobState.DONE, 3),
+        SendControl("car-1", Cancel("j1")),
+    ]
+    assert core.jobs == {}
+
+
+def test_only_missing_rows_are_leased_again_when_a_car_leaves() -> None:
+    core = core_with(*arrival("car-1"), JobSubmitted(job(rows=8, chunk_rows=8)))
+    core.assign(0)
+    core.handle(rows_of("car-1", "j1", Span(0, 0, 3)), 1)
+    leaving = TaskRefused("car-1", Refusal("j1", 1, RefusalReason.LEAVING, [0]))
+    assert core.handle(leaving, 2) == [EndLease("j1", 0, LeaseEnd.RELEASED, 5, 2)]
+    for event in arrival("car-2"):
+        core.handle(event, 3)  # type: ignore[arg-type]
+    core.handle(telemetry(["car-1"], seq=2, plugged=0), 3)
+    assert grants(core.assign(3)) == [("car-2", 3, 8)]
+    assert core.jobs["j1"].rows_released_again == 5
+    assert core.refusals == {"vehicle_leaving": 1}
+
+
+def test_duplicates_are_counted_and_never_kept_twice() -> None:
+    core = core_with(*arrival("car-1"), JobSubmitted(job(rows=100, chunk_rows=8)))
+    core.assign(0)
+    core.handle(rows_of("car-1", "j1", Span(0, 0, 8)), 1)
+    assert core.handle(rows_of("car-1", "j1", Span(0, 0, 8)), 2) == []
+    assert core.refusals == {"result_duplicate_rows": 8}
+    assert core.jobs["j1"].rows_done == 8
+
+
+def test_rows_that_were_never_leased_to_the_sender_change_nothing() -> None:
+    core = core_with(*arrival("car-1"), *arrival("car-2"), JobSubmitted(job(rows=100, chunk_rows=8)))
+    core.assign(0)
+    before = core.jobs["j1"].rows_done
+    for span in (Span(0, 0, 9), Span(99, 0, 8), Span(1, 8, 16), Span(0, 5, 5)):
+        assert core.handle(rows_of("car-1", "j1", span), 1) == []
+    assert core.handle(rows_of("car-1", "nope", Span(0, 0, 8)), 1) == []
+    assert core.jobs["j1"].rows_done == before
+    assert core.refusals == {"result_without_lease": 4, "result_job_not_running": 1}
+
+
+def test_outputs_that_do_not_fit_the_model_are_a_failure_of_those_rows() -> None:
+    core = core_with(*arrival("car-1"), JobSubmitted(job(rows=8, chunk_rows=8, max_attempts=1)))
+    core.assign(0)
+    bad = rows_of("car-1", "j1", Span(0, 0, 8))
+    bad.outputs[0].shape[0] = 7
+    error = "row 0 failed on 1 attempts: output 'y' of shape [7, 2] does not have 8 rows"
+    assert core.handle(bad, 1)[-2] == EndJob("j1", JobState.FAILED, 1, error)
+
+
+def test_a_row_that_fails_goes_to_another_car_and_after_its_attempts_ends_the_job() -> None:
+    core = core_with(*arrival("car-1"), JobSubmitted(job(rows=4, chunk_rows=4, max_attempts=2)))
+    core.assign(0)
+    failure = RowsFailed("car-1", Failure("j1", 1, [Span(0, 2, 3)], "division by zero"))
+    core.handle(rows_of("car-1", "j1", Span(0, 0, 2)), 1)
+    assert core.handle(failure, 1) == [
+        EndLease("j1", 0, LeaseEnd.FAILED, 2, 1),
+        SendControl("car-1", Cancel("j1", [0])),
+    ]
+    for event in arrival("car-2"):
+        core.handle(event, 3)  # type: ignore[arg-type]
+    assert grants(core.assign(3)) == [("car-1", 3, 4), ("car-2", 2, 3)]
+    failed = core.handle(RowsFailed("car-2", Failure("j1", 1, [Span(2, 2, 3)], "again")), 4)
+    assert failed == [
+        EndLease("j1", 1, LeaseEnd.CANCELLED, 0, 4),
+        EndLease("j1", 2, LeaseEnd.CANCELLED, 0, 4),
+        EndJob("j1", JobState.FAILED, 4, "row 2 failed on 2 attempts: again"),
+        SendControl("car-1", Cancel("j1")),
+        SendControl("car-2", Cancel("j1")),
+    ]
+
+
+def test_a_lease_that_runs_out_is_cancelled_and_its_rows_come_back() -> None:
+    core = core_with(*arrival("car-1"), JobSubmitted(job(rows=8, chunk_rows=8)))
+    core.assign(0)
+    assert core.handle(Tick(), 2_999) == []
+    assert core.handle(Tick(), 3_000) == [
+        EndLease("j1", 0, LeaseEnd.EXPIRED, 8, 3_000),
+        SendControl("car-1", Cancel("j1", [0])),
+    ]
+    assert core.assign(3_001) == []  # it rests after that
+    assert grants(core.assign(4_001)) == [("car-1", 0, 8)]
+
+
+def test_an_undelivered_task_comes_back_at_once() -> None:
+    core = core_with(*arrival("car-1"), JobSubmitted(job(rows=8, chunk_rows=8)))
+    core.assign(0)
+    assert core.handle(TaskUndelivered("car-1", "j1", (0,)), 1) == [EndLease("j1", 0, LeaseEnd.LOST, 8, 1)]
+
+
+def test_a_will_of_an_earlier_epoch_is_ignored_and_a_new_epoch_loses_the_leases_of_the_old() -> None:
+    core = core_with(*arrival("car-1", epoch=5), JobSubmitted(job(rows=8, chunk_rows=8)))
+    core.assign(0)
+    assert core.handle(VehicleState("car-1", State(False, 4)), 1) == []
+    assert core.handle(VehicleState("car-1", State(True, 6)), 2) == [EndLease("j1", 0, LeaseEnd.LOST, 8, 2)]
+
+
+def test_a_gap_in_the_sequence_asks_for_one_snapshot_with_a_cool_down() -> None:
+    core = core_with(*arrival("car-1"))
+    core.handle(telemetry(["car-1"], seq=2), 20_000)
+    gap = telemetry(["car-1"], seq=4)
+    gap.snapshot[:] = False
+    assert core.handle(gap, 20_001) == [SendControl("car-1", Rebirth())]
+    gap = telemetry(["car-1"], seq=6)
+    gap.snapshot[:] = False
+    assert core.handle(gap, 20_002) == []
+
+
+def test_old_telemetry_is_counted_and_changes_nothing() -> None:
+    core = core_with(*arrival("car-1"))
+    core.handle(telemetry(["car-1"], seq=5, charge_percent=50), 1)
+    core.handle(telemetry(["car-1", "car-1", "car-1"], seq=4, charge_percent=10), 2)
+    assert core.fleet.live("charge_percent").tolist() == [50.0]
+    assert core.refusals == {"telemetry_out_of_order": 3}
+
+
+def test_a_car_known_only_from_a_retained_birth_is_asked_for_a_snapshot() -> None:
+    core = Core(POLICY)
+    assert core.handle(VehicleState("car-1", State(True, 3), retained=True), 50_000) == [
+        SendControl("car-1", Rebirth())
+    ]
+
+
+def test_cancelling_ends_leases_and_a_job_past_its_deadline_fails() -> None:
+    core = core_with(*arrival("car-1"), JobSubmitted(job(rows=8, chunk_rows=8)))
+    core.assign(0)
+    assert core.handle(JobCancelled("j1"), 1) == [
+        EndLease("j1", 0, LeaseEnd.CANCELLED, 0, 1),
+        EndJob("j1", JobState.CANCELLED, 1),
+        SendControl("car-1", Cancel("j1")),
+    ]
+    assert core.handle(JobCancelled("j1"), 2) == []
+    core.handle(JobSubmitted(job("j2", deadline_s=2.0)), 2)
+    assert core.handle(Tick(), 2_000) == [
+        EndJob("j2", JobState.FAILED, 2_000, "its deadline of 2 s passed with 100 rows missing")
+    ]
+
+
+def test_higher_priority_goes_first_then_the_older_job() -> None:
+    core = core_with(JobSubmitted(job("low", rows=4, chunk_rows=4)), *arrival("car-1"))
+    core.handle(JobSubmitted(job("high", rows=4, chunk_rows=4, priority=5)), 0)
+    assert [c.lease.job for c in core.assign(0) if isinstance(c, GrantLease)] == ["high"]
+
+
+def test_pay_of_many_small_results_adds_up_to_that_of_the_whole() -> None:
+    core = core_with(*arrival("car-1", slots=1000), JobSubmitted(job(rows=1000, chunk_rows=1)))
+    paid = 0
+    now_ms = 0
+    while core.jobs:
+        now_ms += 1
+        for lease in [c.lease for c in core.assign(now_ms) if isinstance(c, GrantLease)]:
+            span = Span(lease.chunk, lease.start, lease.stop)
+            for command in core.handle(rows_of("car-1", "j1", span, compute_ms=9.0, energy_mwh=1), now_ms):
+                paid += command.rows.pay_micro if isinstance(command, AddRows) else 0
+    assert paid == 1000 * 250_000 // 1_000_000 + 9_000 * 20_000 // 3_600_000
+    assert core.fleet.live("pay_micro").tolist() == [paid]
+
+
+def test_ten_thousand_cars_are_told_apart_by_reason() -> None:
+    core = Core(POLICY)
+    names = [f"car-{number}" for number in range(10_000)]
+    core.handle(telemetry(names), 0)
+    assert np.all(core.reasons(1) == 1)
