@@ -38,7 +38,6 @@ set_tcp_nodelay true
 max_inflight_messages 1000
 max_queued_messages 100000
 max_packet_size {packet_bytes}
-message_size_limit {packet_bytes}
 memory_limit {memory_bytes}
 log_dest stderr
 log_type error
