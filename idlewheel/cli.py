@@ -1,0 +1,253 @@
+"""The command line: parses, calls the client, says in one line what went wrong. Never talks HTTP or MQTT itself.
+
+Exit codes: 0 all is well, 1 the job did not end well, 2 bad input, 3 no coordinator, 130 interrupted.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from idlewheel.errors import BadInput, IdlewheelError, JobFailed, Unreachable
+
+if TYPE_CHECKING:
+    from fleet_wire.api import JobView
+    from idlewheel.client import Client, Job
+
+__all__ = ["app", "main"]
+
+_NOT_WELL: Final = 1
+_BAD_INPUT: Final = 2
+_UNREACHABLE: Final = 3
+_INTERRUPTED: Final = 130
+
+app = typer.Typer(
+    name="idlewheel",
+    help="An inference cloud made of parked cars: run ONNX models on a fleet.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Url = Annotated[
+    str | None,
+    typer.Option("--url", envvar="IDLEWHEEL_URL", help="The coordinator; this machine's unless given."),
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that `submit` or `jobs` shows.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", metavar="OUT", help="Where the outputs go: .npz, or .npy for a single output."),
+]
+
+
+@app.command()
+def submit(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")],
+    rows: Annotated[Path, typer.Argument(metavar="ROWS", help=".npz with an array for each input, or .npy for one.")],
+    out: Out = None,
+    name: Annotated[str, typer.Option(help="A name to know the job by.")] = "",
+    priority: Annotated[int, typer.Option(help="Higher goes first, -100 to 100.")] = 0,
+    chunk_rows: Annotated[
+        int | None, typer.Option(help="Rows a car gets at once; sized to each car otherwise.")
+    ] = None,
+    deadline_s: Annotated[float | None, typer.Option(help="Give up after so many seconds.")] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and leave.")] = False,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Run a model over rows and write the outputs.
+
+    \b
+    Example:
+      idlewheel submit model.onnx rows.npz -o out.npz
+    """
+    if out is None and not no_wait:
+        raise BadInput("say where the outputs go, as in -o out.npz, or leave at once with --no-wait")
+    _check_out(out)
+    with _client(url) as client:
+        job = client.submit(model, rows, name=name, priority=priority, chunk_rows=chunk_rows, deadline_s=deadline_s)
+        if out is None:
+            _print(_to_json(job.status()) if as_json else job.id)
+        else:
+            _fetch(job, out, as_json=as_json)
+
+
+@app.command()
+def result(
+    job: JobId,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Where to: .npz, or .npy for one output.")],
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Wait for a job and write its outputs.
+
+    \b
+    Example:
+      idlewheel result JOB -o out.npz
+    """
+    _check_out(out)
+    with _client(url) as client:
+        _fetch(client.job(job), out, as_json=as_json)
+
+
+@app.command()
+def jobs(as_json: Json = False, url: Url = None) -> None:
+    """List jobs, those that run first.
+
+    \b
+    Example:
+      idlewheel jobs
+      idlewheel jobs --json
+    """
+    with _client(url) as client:
+        views = client.jobs()
+    if as_json:
+        return _print(_to_json(views))
+    from idlewheel.cli_tables import print_jobs  # noqa: PLC0415 - rich is slow to load
+
+    return print_jobs(views)
+
+
+@app.command()
+def vehicles(as_json: Json = False, url: Url = None) -> None:
+    """List the cars, and why some get no work.
+
+    \b
+    Example:
+      idlewheel vehicles
+      idlewheel vehicles --json
+    """
+    with _client(url) as client:
+        views = client.vehicles()
+    if as_json:
+        return _print(_to_json(views))
+    from idlewheel.cli_tables import print_vehicles  # noqa: PLC0415 - rich is slow to load
+
+    return print_vehicles(views)
+
+
+@app.command()
+def why(
+    vehicle: Annotated[str | None, typer.Argument(metavar="VEHICLE", help="A car's id.")] = None,
+    job: Annotated[str | None, typer.Option("--job", metavar="JOB", help="A job's id, instead of a car's.")] = None,
+    url: Url = None,
+) -> None:
+    """Say why a car works or does not, or where a job stands.
+
+    \b
+    Example:
+      idlewheel why car-0007
+      idlewheel why --job JOB
+    """
+    if (vehicle is None) == (job is None):
+        raise BadInput("name one car, as in `idlewheel why car-0007`, or one job, as in `idlewheel why --job JOB`")
+    from idlewheel.words import why_job, why_vehicle  # noqa: PLC0415 - loads the protocol
+
+    with _client(url) as client:
+        if vehicle is not None:
+            _print(why_vehicle(client.vehicle(vehicle)))
+        elif job is not None:
+            _print(why_job(client.job(job).status()))
+
+
+@app.command()
+def cancel(job: JobId, as_json: Json = False, url: Url = None) -> None:
+    """End a job early.
+
+    \b
+    Example:
+      idlewheel cancel JOB
+    """
+    from idlewheel.words import why_job  # noqa: PLC0415 - loads the protocol
+
+    with _client(url) as client:
+        view = client.job(job).cancel()
+    _print(_to_json(view) if as_json else why_job(view))
+
+
+@app.command()
+def status(as_json: Json = False, url: Url = None) -> None:
+    """Say whether the coordinator is well.
+
+    \b
+    Example:
+      idlewheel status
+    """
+    from idlewheel.words import health_lines  # noqa: PLC0415 - loads the protocol
+
+    with _client(url) as client:
+        health = client.health()
+    _print(_to_json(health) if as_json else health_lines(health))
+    if health.status != "ok":
+        raise typer.Exit(_NOT_WELL)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    try:
+        app(arguments, prog_name="idlewheel")
+    except JobFailed as error:
+        _leave(_NOT_WELL, error)
+    except Unreachable as error:
+        _leave(_UNREACHABLE, error)
+    except IdlewheelError as error:
+        _leave(_BAD_INPUT, error)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+
+
+def _client(url: str | None) -> "Client":
+    from idlewheel.client import Client  # noqa: PLC0415 - httpx and numpy are slow to load
+
+    return Client(url)
+
+
+def _check_out(out: Path | None) -> None:
+    from idlewheel.rows_files import check_output  # noqa: PLC0415 - numpy is slow to load
+
+    if out is not None:
+        check_output(out)
+
+
+def _fetch(job: "Job", out: Path, *, as_json: bool) -> None:
+    """Wait with progress on a terminal, and write the outputs."""
+    from idlewheel.rows_files import save_rows  # noqa: PLC0415 - numpy is slow to load
+
+    try:
+        view = _wait(job)
+        save_rows(out, job.result())
+    except KeyboardInterrupt:
+        typer.echo(f"\njob {job.id} goes on; fetch it with: idlewheel result {job.id} -o {out}", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    if as_json:
+        _print(_to_json(view))
+
+
+def _wait(job: "Job") -> "JobView":
+    if not sys.stderr.isatty():
+        return job.wait()
+    from idlewheel.cli_progress import wait_with_progress  # noqa: PLC0415 - rich is slow to load
+
+    return wait_with_progress(job)
+
+
+def _to_json(value: object) -> str:
+    import msgspec  # noqa: PLC0415 - only needed here
+
+    return msgspec.json.format(msgspec.json.encode(value)).decode()
+
+
+def _print(text: str) -> None:
+    typer.echo(text)
+
+
+def _leave(code: int, error: Exception) -> None:
+    typer.echo(f"idlewheel: {' '.join(str(error).split())}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
