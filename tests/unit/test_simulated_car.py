@@ -1,0 +1,85 @@
+"""A simulated car: its signals follow its trace, stay in their ranges, and need nothing but the trace and the time."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet_wire.signals import Signals
+from simulator.traces import HOUR_MS, MINUTE_MS, CarTrace, PlugIn, charge_percent_at, parked, signals_at
+
+NIGHT = CarTrace((PlugIn(0, 10 * HOUR_MS, 40.0), PlugIn(20 * HOUR_MS, 30 * HOUR_MS, 30.0)), 60.0, 6.0)
+
+
+@st.composite
+def traces(draw: st.DrawFn) -> CarTrace:
+    ends = sorted(draw(st.sets(st.integers(0, 72 * 60), min_size=2, max_size=12)))
+    plug_ins = tuple(
+        PlugIn(start * MINUTE_MS, stop * MINUTE_MS, draw(st.floats(0, 100)))
+        for start, stop in zip(ends[::2], ends[1::2], strict=False)
+    )
+    return CarTrace(plug_ins, draw(st.floats(5, 100)), draw(st.floats(2, 150)))
+
+
+moments = st.integers(-24 * 60, 96 * 60).map(lambda minute: minute * MINUTE_MS)
+
+
+@given(traces(), moments)
+def test_signals_keep_to_the_trace_and_to_their_ranges(trace: CarTrace, now_ms: int) -> None:
+    signals = signals_at(trace, now_ms)
+    plugged = any(plug_in.start_ms <= now_ms < plug_in.stop_ms for plug_in in trace.plug_ins)
+    assert signals.plugged is plugged
+    assert signals.link_metered is not plugged
+    assert not (signals.moving and plugged)
+    assert not (signals.charging and not plugged)
+    assert (signals.departure_ms is not msgspec.UNSET) is plugged
+    # Strict conversion checks every range of the table of signals.
+    assert msgspec.convert(msgspec.to_builtins(signals), Signals) == signals
+    assert signals == signals_at(trace, now_ms)
+
+
+@given(traces(), moments)
+def test_charge_never_falls_while_plugged_in(trace: CarTrace, now_ms: int) -> None:
+    for plug_in in trace.plug_ins:
+        if plug_in.start_ms <= now_ms < plug_in.stop_ms:
+            assert plug_in.charge_percent <= charge_percent_at(trace, now_ms) <= 100
+
+
+def test_a_night_and_a_day() -> None:
+    seen = {}
+    for hour in (0, 3, 8, 10.25, 15, 19.75, 20):
+        signals = signals_at(NIGHT, int(hour * HOUR_MS))
+        seen[hour] = (
+            signals.plugged,
+            signals.charging,
+            signals.moving,
+            round(charge_percent_at(NIGHT, int(hour * HOUR_MS))),
+        )
+    assert seen == {
+        0: (True, True, False, 40),
+        3: (True, True, False, 70),
+        8: (True, False, False, 100),
+        10.25: (False, False, True, 98),
+        15: (False, False, False, 65),
+        19.75: (False, False, True, 32),
+        20: (True, True, False, 30),
+    }
+
+
+def test_the_battery_warms_while_it_charges_and_cools_afterwards() -> None:
+    degrees = [signals_at(NIGHT, int(hour * HOUR_MS)).battery_temperature_c for hour in (0, 1, 6, 9, 15)]
+    assert degrees == [pytest.approx(value, abs=0.1) for value in (8.0, 15.6, 20.0, 8.6, 8.0)]
+
+
+def test_a_parked_car_stays_plugged_in() -> None:
+    for days in (0, 1, 1000):
+        signals = signals_at(parked(0), days * 24 * HOUR_MS)
+        assert (signals.plugged, signals.moving, signals.opted_in) == (True, False, True)
+
+
+@pytest.mark.parametrize(
+    "plug_ins", [(PlugIn(5, 9, 50.0), PlugIn(8, 12, 50.0)), (PlugIn(8, 12, 50.0), PlugIn(2, 4, 50.0))]
+)
+def test_a_trace_out_of_order_is_refused(plug_ins: tuple[PlugIn, ...]) -> None:
+    with pytest.raises(ValueError, match="in order"):
+        CarTrace(plug_ins, 60.0, 11.0)
