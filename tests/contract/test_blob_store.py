@@ -1,0 +1,137 @@
+"""What the coordinator needs of any blob store, asked of a folder and of a store opened by URL."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from coordinator.adapters.object_blobs import ObjectBlobs
+from coordinator.errors import Rejected, ResourceMissing, StoreUnavailable
+from coordinator.ports import BlobStore
+from fleet_wire.api import BlobView
+
+SIZES = [0, 1, 70_000, 11 << 20]
+
+
+@pytest.fixture(params=["folder", "url"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    return ObjectBlobs.in_folder(tmp_path / "blobs") if request.param == "folder" else ObjectBlobs.at_url("memory:///")
+
+
+def sample(size: int) -> bytes:
+    return (bytes(range(251)) * (size // 251 + 1))[:size]
+
+
+def digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+async def pieces_of(data: bytes, step: int = 65_536) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), step):
+        yield data[start : start + step]
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+async def collect(stream: AsyncIterator[bytes]) -> bytes:
+    return b"".join([piece async for piece in stream])
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_streamed_bytes_come_back(blobs: BlobStore, size: int) -> None:
+    data = sample(size)
+    digest = digest_of(data)
+    assert await blobs.put(pieces_of(data), digest) == BlobView(digest, size)
+    assert await blobs.size(digest) == size
+    assert await blobs.read(digest, 0, size) == data
+    assert await collect(blobs.stream(digest, 0, size)) == data
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_bytes_of_our_own_come_back_and_may_be_kept_again(blobs: BlobStore, size: int) -> None:
+    data = sample(size)
+    for _ in range(2):
+        view = await blobs.put_bytes(data)
+        assert view == BlobView(digest_of(data), size)
+    assert await blobs.read(view.digest, 0, size) == data
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 10), (65_530, 65_545), (69_999, 70_000), (5, 5), (69_990, 99_999)])
+async def test_a_range_is_a_slice(blobs: BlobStore, start: int, stop: int) -> None:
+    data = sample(70_000)
+    digest = (await blobs.put_bytes(data)).digest
+    assert await blobs.read(digest, start, stop) == data[start:stop]
+    assert await collect(blobs.stream(digest, start, stop)) == data[start:stop]
+
+
+async def test_a_range_behind_the_end_is_empty(blobs: BlobStore) -> None:
+    digest = (await blobs.put_bytes(b"short")).digest
+    assert await blobs.read(digest, 5, 9) == b""
+    assert await collect(blobs.stream(digest, 7, 9)) == b""
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_wrong_digest_is_refused_and_nothing_is_kept(blobs: BlobStore, size: int, tmp_path: Path) -> None:
+    data, claimed = sample(size), digest_of(b"something else")
+    with pytest.raises(Rejected) as refusal:
+        await blobs.put(pieces_of(data), claimed)
+    assert refusal.value.code == "digest_mismatch"
+    for digest in (claimed, digest_of(data)):
+        with pytest.raises(ResourceMissing):
+            await blobs.size(digest)
+    assert files_in(tmp_path) == []
+
+
+async def test_a_blob_that_is_there_still_wants_the_right_bytes(blobs: BlobStore) -> None:
+    digest = (await blobs.put_bytes(b"original")).digest
+    with pytest.raises(Rejected):
+        await blobs.put(pieces_of(b"forged"), digest)
+    assert await blobs.put(pieces_of(b"original"), digest) == BlobView(digest, 8)
+    assert await blobs.read(digest, 0, 8) == b"original"
+
+
+async def test_a_sender_that_breaks_off_leaves_nothing(blobs: BlobStore, tmp_path: Path) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield sample(8 << 20)
+        raise ConnectionResetError("peer is gone")
+
+    digest = digest_of(sample(8 << 20))
+    with pytest.raises((ConnectionResetError, StoreUnavailable)):
+        await blobs.put(broken(), digest)
+    with pytest.raises(ResourceMissing):
+        await blobs.size(digest)
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("digest", ["0" * 64, "../../etc/passwd", "", "0" * 63 + "G"])
+async def test_what_is_not_there_is_missing(blobs: BlobStore, digest: str) -> None:
+    with pytest.raises(ResourceMissing):
+        await blobs.size(digest)
+    for start, stop in ((0, 10), (3, 3)):
+        with pytest.raises(ResourceMissing):
+            await blobs.read(digest, start, stop)
+        with pytest.raises(ResourceMissing):
+            await collect(blobs.stream(digest, start, stop))
+
+
+@pytest.mark.parametrize("digest", ["../../etc/passwd", "", "0" * 63 + "G", "0" * 65])
+async def test_a_digest_that_is_none_is_refused(blobs: BlobStore, digest: str) -> None:
+    with pytest.raises(Rejected):
+        await blobs.put(pieces_of(b"data"), digest)
+
+
+async def test_deleting_passes_over_what_is_missing(blobs: BlobStore) -> None:
+    first, second, kept = [(await blobs.put_bytes(data)).digest for data in (b"1", b"2", b"3")]
+    await blobs.delete([first, "0" * 64, second])
+    for digest in (first, second):
+        with pytest.raises(ResourceMissing):
+            await blobs.size(digest)
+    assert await blobs.size(kept) == 1
+
+
+def test_a_place_that_cannot_be_used_is_named() -> None:
+    with pytest.raises(StoreUnavailable):
+        ObjectBlobs.at_url("nonsense://bucket/prefix")
