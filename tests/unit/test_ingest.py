@@ -1,0 +1,120 @@
+"""Messages in, events and refusals out: identity from the topic, each refusal counted, nothing changed by bad input."""
+
+from dataclasses import dataclass
+
+import hypothesis.strategies as st
+import numpy as np
+from hypothesis import given
+
+from coordinator.events import RowsFailed, RowsReceived, TaskRefused, VehicleCaps, VehicleState
+from coordinator.ingest import Ingest
+from fleet_wire.api import TensorSpec
+from fleet_wire.codec import CAPS, RESULT, STATE, TELEMETRY
+from fleet_wire.messages import BlobRef, Caps, Refusal, RefusalReason, Rows, Span, State, Telemetry
+from fleet_wire.signals import Signals
+from fleet_wire.tensors import Tensor, encode_tensors
+
+
+@dataclass
+class Sent:
+    topic: str
+    payload: bytes
+    content_type: str | None
+    retain: bool = False
+
+
+def sent(topic: str, kind: object, message: object, **changes: object) -> Sent:
+    packet = Sent(f"iw/v1/f/{topic}", kind.encode(message), kind.content_type)  # type: ignore[attr-defined]
+    for name, value in changes.items():
+        setattr(packet, name, value)
+    return packet
+
+
+def tele(vehicle: str, seq: int, **signals: object) -> Sent:
+    return sent(f"veh/{vehicle}/tele", TELEMETRY, Telemetry(1, seq, 5, False, Signals(**signals)))  # type: ignore[arg-type]
+
+
+def rows(**changes: object) -> Rows:
+    outputs = encode_tensors({"y": np.ones((2, 3), np.float32)})
+    return Rows(**{"job": "j1", "epoch": 1, "spans": [Span(0, 4, 6)], "outputs": outputs, **changes})  # type: ignore[arg-type]
+
+
+def test_telemetry_of_many_cars_becomes_one_batch_of_columns() -> None:
+    ingest = Ingest("f", 4096)
+    packets = [tele("a", 1, plugged=True, charge_percent=50.0), tele("b", 7, refusal="sentry_mode", free_slots=3)]
+    batch = ingest.sort(packets, now_ms=99)
+    assert batch.telemetry is not None
+    assert batch.telemetry.vehicle.tolist() == ["a", "b"]
+    assert batch.telemetry.received_ms.tolist() == [99, 99]
+    assert batch.telemetry.seq.tolist() == [1, 7]
+    assert batch.telemetry.refusal.tolist() == [None, "sentry_mode"]
+    assert batch.telemetry.signals["plugged"].tolist() == [1, -1]
+    np.testing.assert_array_equal(batch.telemetry.signals["charge_percent"], [50.0, np.nan])
+    np.testing.assert_array_equal(batch.telemetry.signals["free_slots"], [np.nan, 3.0])
+    assert batch.telemetry_packets == packets
+    assert (batch.events, batch.rejected, dict(ingest.refusals)) == ([], [], {})
+
+
+def test_presence_caps_and_results_become_events_of_the_topics_vehicle() -> None:
+    caps = Caps(1, "1", "x86_64", "CPUExecutionProvider", "1.20", 1, 4)
+    refusal = Refusal("j1", 1, RefusalReason.BUSY)
+    packets = [
+        sent("veh/a/state", STATE, State(True, 3), retain=True),
+        sent("veh/a/caps", CAPS, caps),
+        sent("job/j1/res/b", RESULT, refusal),
+        sent("job/j1/res/c", RESULT, rows()),
+    ]
+    events = [event for event, _ in Ingest("f", 4096).sort(packets, 0).events]
+    assert events[:3] == [VehicleState("a", State(True, 3), True), VehicleCaps("a", caps), TaskRefused("b", refusal)]
+    last = events[3]
+    assert isinstance(last, RowsReceived)
+    assert (last.vehicle, last.outputs) == ("c", (TensorSpec("y", "float", [2, 3]),))
+
+
+def test_outputs_that_lie_elsewhere_are_left_to_be_read() -> None:
+    ref = BlobRef("a" * 64, 3, "/v1/blobs/x")
+    packet = sent("job/j1/res/c", RESULT, rows(outputs=None, outputs_ref=ref))
+    batch = Ingest("f", 4096).sort([packet], 0)
+    assert [(vehicle, message.outputs_ref) for vehicle, message, _ in batch.by_reference] == [("c", ref)]
+
+
+def test_a_tensor_that_contradicts_itself_fails_its_rows() -> None:
+    bad = Tensor("y", "float", (2, 3), memoryview(b"123"))
+    ((event, _),) = Ingest("f", 4096).sort([sent("job/j1/res/c", RESULT, rows(outputs=[bad]))], 0).events
+    assert isinstance(event, RowsFailed)
+    assert "should have 24 bytes" in event.failure.error
+
+
+def test_every_refusal_is_counted_by_its_reason() -> None:
+    ingest = Ingest("f", 4096)
+    good = tele("a", 1, moving=False)
+    packets = [
+        Sent("iw/v1/f/veh/a/tele", b"\xc1", TELEMETRY.content_type),
+        Sent("iw/v1/f/veh/a/tele", good.payload, None),
+        Sent("iw/v1/f/veh/a/tele", good.payload, TELEMETRY.content_type.replace("v=1", "v=2")),
+        Sent("iw/v1/other/veh/a/tele", good.payload, good.content_type),
+        Sent("iw/v1/f/veh/a/task", good.payload, good.content_type),
+        Sent("nonsense", good.payload, good.content_type),
+        Sent("iw/v1/f/veh/a/tele", b"x" * 4097, good.content_type),
+        sent("job/other/res/c", RESULT, rows()),
+        sent("job/j1/res/c", RESULT, rows(outputs=None)),
+    ]
+    batch = ingest.sort(packets, 0)
+    assert [rejection.packet for rejection in batch.rejected] == packets
+    assert (batch.telemetry, batch.events, batch.by_reference) == (None, [], [])
+    assert ingest.refusals == {
+        "message_malformed": 3,
+        "message_wrong_content_type": 1,
+        "message_unknown_version": 1,
+        "message_foreign_fleet": 1,
+        "message_bad_topic": 2,
+        "message_oversized": 1,
+    }
+
+
+@given(st.lists(st.tuples(st.sampled_from(["veh/a/tele", "veh/a/state", "veh/a/caps", "job/j/res/a"]), st.binary())))
+def test_garbage_never_gets_through_as_anything_but_a_refusal_or_a_valid_message(raw: list[tuple[str, bytes]]) -> None:
+    kinds = {"tele": TELEMETRY, "state": STATE, "caps": CAPS, "a": RESULT}
+    packets = [Sent(f"iw/v1/f/{topic}", data, kinds[topic.rsplit("/", 1)[1]].content_type) for topic, data in raw]
+    batch = Ingest("f", 4096).sort(packets, 0)
+    assert len(batch.rejected) + len(batch.events) + len(batch.telemetry_packets) + len(batch.by_reference) == len(raw)

@@ -1,0 +1,112 @@
+"""Chunk sizes, pay, and whether tensors fit a model."""
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from coordinator.model import Model
+from coordinator.rules.fit import input_fault, output_fault
+from coordinator.rules.pay import PayTerms, pay_micro
+from coordinator.rules.sizing import SizingLimits, chunk_rows
+from fleet_wire.api import TensorSpec
+
+LIMITS = SizingLimits()
+MODEL = Model(
+    "a" * 64,
+    1,
+    (TensorSpec("image", "float", [None, 3, None]), TensorSpec("name", "string", [None])),
+    (TensorSpec("label", "int64", [None]),),
+    None,
+)
+
+
+def size(**changes: object) -> int:
+    terms = {"row_ms": 10.0, "row_bytes": 100, "rows_free": 10_000, "cars": 2, "fixed_rows": None, "batch_rows": None}
+    return chunk_rows(**{**terms, **changes}, limits=LIMITS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({}, 100),  # a second of work at 10 ms a row
+        ({"row_ms": None}, LIMITS.probe_rows),
+        ({"row_ms": 0.0}, 96 * 1024 // 100),  # immeasurably fast: as much as fits into a message
+        ({"row_ms": 5_000.0}, 1),
+        ({"rows_free": 40}, 10),  # half of a fair share near the end
+        ({"rows_free": 1}, 1),
+        ({"row_bytes": 50_000}, 1),
+        ({"row_bytes": 1 << 20}, 100),  # too large for any message: the rows go over HTTP, so time decides
+        ({"fixed_rows": 7}, 7),
+        ({"fixed_rows": 7, "rows_free": 3}, 3),
+        ({"batch_rows": 64}, 128),
+        ({"batch_rows": 64, "rows_free": 5}, 5),
+    ],
+)
+def test_chunk_sizes(changes: dict[str, object], rows: int) -> None:
+    assert size(**changes) == rows
+
+
+@given(
+    row_ms=st.none() | st.floats(0, 1e6),
+    row_bytes=st.integers(0, 1 << 30),
+    rows_free=st.integers(1, 1 << 40),
+    cars=st.integers(0, 1 << 20),
+    fixed_rows=st.none() | st.integers(1, 1 << 20),
+    batch_rows=st.none() | st.integers(1, 1024),
+)
+def test_a_chunk_has_at_least_one_row_and_none_that_is_not_there(**terms: object) -> None:
+    assert 1 <= size(**terms) <= terms["rows_free"]  # type: ignore[operator]
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**9), st.floats(0, 1e9)), max_size=20))
+def test_pay_grows_with_what_is_done(parts: list[tuple[int, float]]) -> None:
+    energy, compute, paid = 0, 0.0, 0
+    for energy_mwh, compute_ms in parts:
+        energy, compute = energy + energy_mwh, compute + compute_ms
+        total = pay_micro(energy, compute, PayTerms())
+        assert total >= paid
+        paid = total
+
+
+GOOD = [TensorSpec("name", "string", [5]), TensorSpec("image", "float", [5, 3, 9])]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "fault"),
+    [
+        (GOOD, None),
+        (GOOD[:1], "input 'image' is missing; the model takes: image, name"),
+        ([*GOOD, TensorSpec("z", "float", [5])], "the model has no input 'z'; it takes: image, name"),
+        ([GOOD[0], TensorSpec("image", "double", [5, 3, 9])], "input 'image' is double where the model takes float"),
+        ([GOOD[0], TensorSpec("image", "float", [5, 3])], "input 'image' has rank 2 where the model takes rank 3"),
+        (
+            [GOOD[0], TensorSpec("image", "float", [5, 4, 9])],
+            "input 'image' has shape [5, 4, 9] where the model takes [rows, 3, any]",
+        ),
+        (
+            [GOOD[0], TensorSpec("image", "float", [6, 3, 9])],
+            "the inputs differ in their number of rows: 'name' has 5, 'image' has 6",
+        ),
+        (
+            [TensorSpec("name", "string", [0]), TensorSpec("image", "float", [0, 3, 9])],
+            "there are no rows: axis 0 of the inputs has length 0",
+        ),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(inputs: list[TensorSpec], fault: str | None) -> None:
+    assert input_fault(inputs, MODEL) == fault
+
+
+@pytest.mark.parametrize(
+    ("outputs", "fault"),
+    [
+        ([TensorSpec("label", "int64", [4])], None),
+        ([TensorSpec("label", "int64", [3])], "output 'label' of shape [3] does not have 4 rows"),
+        ([TensorSpec("label", "int64", [])], "output 'label' of shape [] does not have 4 rows"),
+        ([TensorSpec("label", "float", [4])], "output 'label' is float where the model gives int64"),
+        ([TensorSpec("other", "int64", [4])], "outputs ['other'] where the model gives ['label']"),
+        ([], "outputs [] where the model gives ['label']"),
+    ],
+)
+def test_outputs_that_do_not_fit_are_named(outputs: list[TensorSpec], fault: str | None) -> None:
+    assert output_fault(outputs, 4, MODEL) == fault
