@@ -10,7 +10,7 @@ from hypothesis import settings
 from idlewheel.brokers import Broker, find_mosquitto, start_broker
 
 # How long an example takes says more about the machine than about the code.
-settings.register_profile("untimed", deadline=None)
+settings.register_profile("untimed", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("untimed")
 
 

@@ -1,0 +1,232 @@
+"""Writes docs/asyncapi.yaml, the fleet protocol as an AsyncAPI 3 document, from the code. Run it by `make docs`.
+
+Only puts together what fleet_wire says: names, bounds and descriptions stand there and nowhere else.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from fleet_wire import codec, messages
+from fleet_wire.codec import MessageKind
+from fleet_wire.topics import FleetTopics, VehicleChannel
+
+DOCUMENT = Path(__file__).with_name("asyncapi.yaml")
+
+_TOPICS = FleetTopics("fleet")
+_PARAMETERS = {
+    "fleet": "Id of the fleet: 1 to 64 of A-Z a-z 0-9 _ -",
+    "vehicle": "Id of the vehicle, which is its MQTT client id and its certificate's common name; never a VIN",
+    "job": "Id of the job",
+    "coordinator": "Id of the coordinator, which is its MQTT client id",
+}
+_INTRODUCTION = """\
+Seen from a vehicle's agent: it sends what the operations with `action: send` say and receives the others.
+Payloads are MessagePack; the schemas describe the decoded value. Maps have string keys; unknown ones are ignored.
+Where a schema says `format: binary`, the value is MessagePack bin. docs/wire.md has the rules that no schema can say.
+"""
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A topic as the document shows it: who sends what on it, and how."""
+
+    name: str
+    topic: str
+    action: str
+    kind: MessageKind[Any] | None
+    structs: tuple[type[msgspec.Struct], ...]
+    retain: bool
+    summary: str
+
+
+def _vehicle_topic(channel: VehicleChannel) -> str:
+    return _TOPICS.vehicle("{vehicle}", channel).replace("/fleet/", "/{fleet}/")
+
+
+CHANNELS = (
+    Channel(
+        "vehicleState",
+        _vehicle_topic(VehicleChannel.STATE),
+        "send",
+        codec.STATE,
+        (messages.State,),
+        True,
+        "Birth after every CONNECT; the same topic is that of the Will.",
+    ),
+    Channel(
+        "vehicleCaps",
+        _vehicle_topic(VehicleChannel.CAPS),
+        "send",
+        codec.CAPS,
+        (messages.Caps,),
+        True,
+        "What the vehicle's computer is and holds; after every CONNECT and on change.",
+    ),
+    Channel(
+        "vehicleTelemetry",
+        _vehicle_topic(VehicleChannel.TELE),
+        "send",
+        codec.TELEMETRY,
+        (messages.Telemetry,),
+        False,
+        "A snapshot of all signals or a delta.",
+    ),
+    Channel(
+        "vehicleTask",
+        _vehicle_topic(VehicleChannel.TASK),
+        "receive",
+        codec.TASK,
+        (messages.Task,),
+        False,
+        "Leases on chunks of a job.",
+    ),
+    Channel(
+        "vehicleControl",
+        _vehicle_topic(VehicleChannel.CTL),
+        "receive",
+        codec.CONTROL,
+        (messages.Cancel, messages.Drain, messages.Rebirth, messages.Notice),
+        False,
+        "What the coordinator asks besides work.",
+    ),
+    Channel(
+        "vehiclePolicy",
+        _vehicle_topic(VehicleChannel.POLICY),
+        "receive",
+        None,
+        (),
+        True,
+        "Reserved for the owner's policy and consent; version 1 has no message on it yet.",
+    ),
+    Channel(
+        "jobResult",
+        _TOPICS.result("{job}", "{vehicle}").replace("/fleet/", "/{fleet}/"),
+        "send",
+        codec.RESULT,
+        (messages.Rows, messages.Refusal, messages.Failure),
+        False,
+        "The answer to a task: rows as they are ready, leases given back, or an error of the model.",
+    ),
+    Channel(
+        "coordinatorState",
+        _TOPICS.coordinator("{coordinator}").replace("/fleet/", "/{fleet}/"),
+        "receive",
+        codec.COORDINATOR,
+        (messages.CoordinatorState,),
+        True,
+        "Birth and Will of the coordinator, with the address of its HTTP interface.",
+    ),
+)
+
+
+def asyncapi() -> dict[str, Any]:
+    """The whole document."""
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Idlewheel fleet protocol",
+            "version": f"{codec.VERSION}.0.0",
+            "description": _INTRODUCTION,
+            "license": {"name": "Apache-2.0"},
+        },
+        "servers": {
+            "broker": {
+                "host": "{host}:{port}",
+                "protocol": "mqtt",
+                "protocolVersion": "5.0",
+                "description": "The fleet's MQTT 5 broker; with TLS on a network, without it on loopback only.",
+                "variables": {"host": {"default": "127.0.0.1"}, "port": {"default": "1883"}},
+            }
+        },
+        "channels": {channel.name: _channel(channel) for channel in CHANNELS},
+        "operations": {_operation_name(channel): _operation(channel) for channel in CHANNELS if channel.structs},
+        "components": {
+            "messages": {
+                struct.__name__: _message(channel.kind, struct)
+                for channel in CHANNELS
+                if channel.kind is not None
+                for struct in channel.structs
+            },
+            "schemas": _schemas(),
+        },
+    }
+
+
+def _channel(channel: Channel) -> dict[str, Any]:
+    return {
+        "address": channel.topic,
+        "description": channel.summary,
+        "parameters": {
+            name: {"description": text} for name, text in _PARAMETERS.items() if f"{{{name}}}" in channel.topic
+        },
+        "messages": {
+            struct.__name__: {"$ref": f"#/components/messages/{struct.__name__}"} for struct in channel.structs
+        },
+    }
+
+
+def _operation_name(channel: Channel) -> str:
+    return channel.action + channel.name[0].upper() + channel.name[1:]
+
+
+def _operation(channel: Channel) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "action": channel.action,
+        "channel": {"$ref": f"#/channels/{channel.name}"},
+        "summary": channel.summary,
+        "messages": [{"$ref": f"#/channels/{channel.name}/messages/{struct.__name__}"} for struct in channel.structs],
+        "bindings": {"mqtt": {"qos": 1, "retain": channel.retain, "bindingVersion": "0.2.0"}},
+    }
+    if channel.name == "vehicleTask":
+        operation["reply"] = {
+            "address": {"description": "The Response Topic of the task", "location": "$message.header#/responseTopic"},
+            "channel": {"$ref": "#/channels/jobResult"},
+        }
+    return operation
+
+
+def _message(kind: MessageKind[Any], struct: type[msgspec.Struct]) -> dict[str, Any]:
+    return {
+        "name": struct.__name__,
+        "contentType": kind.content_type,
+        "summary": msgspec.json.schema(struct)["$defs"][struct.__name__]["description"].splitlines()[0],
+        "payload": {"$ref": f"#/components/schemas/{struct.__name__}"},
+    }
+
+
+def _schemas() -> dict[str, Any]:
+    structs = [struct for channel in CHANNELS for struct in channel.structs]
+    _, schemas = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
+    return {name: _as_draft_7(schema) for name, schema in sorted(schemas.items())}
+
+
+def _as_draft_7(schema: Any) -> Any:
+    """AsyncAPI's schemas are of draft 7: arrays by position go by another name, and bytes are MessagePack's own."""
+    if isinstance(schema, list):
+        return [_as_draft_7(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "contentEncoding" in schema:
+        return {"type": "string", "format": "binary"}
+    positions = schema.get("prefixItems")
+    kept = {key: value for key, value in schema.items() if key not in ("prefixItems", "items")}
+    kept = {key: value if key == "default" else _as_draft_7(value) for key, value in kept.items()}
+    if positions is not None:
+        kept["items"] = _as_draft_7(positions)
+    elif "items" in schema:
+        kept["items"] = _as_draft_7(schema["items"])
+    return kept
+
+
+def text() -> str:
+    """The document as it lies in the file."""
+    body = yaml.safe_dump(asyncapi(), sort_keys=False, allow_unicode=True, width=110)
+    return f"# Generated from fleet_wire by `make docs`; change it there.\n{body}"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(text(), encoding="utf-8")
