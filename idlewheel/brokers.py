@@ -50,7 +50,8 @@ persistence_location {directory}/
 autosave_on_changes true
 autosave_interval 1
 """
-# A segment is kept in memory for each filter: the default of 100 MB each would be up to 1 GB a filter.
+# Segments are kept in memory for each filter: the default of ten of 100 MB would be up to 1 GB a filter. A subscriber
+# that lags by more than two of them loses what is older, acknowledged or not; what matters is leased or asked for again.
 _EMBEDDED: Final = """\
 id = 0
 
