@@ -51,7 +51,7 @@ autosave_on_changes true
 autosave_interval 1
 """
 # Segments are kept in memory for each filter: the default of ten of 100 MB would be up to 1 GB a filter. A subscriber
-# that lags by more than two of them loses what is older, acknowledged or not; what matters is leased or asked for again.
+# that lags by more than two of them loses what is older, though its sender got a PUBACK.
 _EMBEDDED: Final = """\
 id = 0
 
