@@ -1,11 +1,14 @@
 """A simulated car: its signals follow its trace, stay in their ranges, and need nothing but the trace and the time."""
 
+import asyncio
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_wire.signals import Signals
+from simulator.car import Replay, SimulatedCar
 from simulator.traces import HOUR_MS, MINUTE_MS, CarTrace, PlugIn, charge_percent_at, parked, signals_at
 
 NIGHT = CarTrace((PlugIn(0, 10 * HOUR_MS, 40.0), PlugIn(20 * HOUR_MS, 30 * HOUR_MS, 30.0)), 60.0, 6.0)
@@ -83,3 +86,35 @@ def test_a_parked_car_stays_plugged_in() -> None:
 def test_a_trace_out_of_order_is_refused(plug_ins: tuple[PlugIn, ...]) -> None:
     with pytest.raises(ValueError, match="in order"):
         CarTrace(plug_ins, 60.0, 11.0)
+
+
+def test_a_car_plays_its_trace_at_the_speed_up() -> None:
+    car = SimulatedCar(NIGHT, Replay(trace_ms=8 * HOUR_MS, start_ms=1_000_000, speed_up=360))
+    leaves_ms = 1_000_000 + 20_000
+    before, after = car.read(leaves_ms - 1), car.read(leaves_ms)
+    assert (before.plugged, before.departure_ms) == (True, leaves_ms)
+    assert (after.plugged, after.moving, after.departure_ms) == (False, True, msgspec.UNSET)
+
+
+def test_computing_takes_power_and_makes_heat() -> None:
+    car = SimulatedCar(parked(0), Replay(0, 0))
+    seen = [(idle := car.read(0)).compute_power_w, idle.compute_temperature_c]
+    car.set_computing(True)
+    seen += [(busy := car.read(60_000)).compute_power_w, busy.compute_temperature_c]
+    car.set_computing(False)
+    seen += [(idle := car.read(600_000)).compute_power_w, idle.compute_temperature_c]
+    assert seen == [2.0, 35.0, 25.0, pytest.approx(60.7, abs=0.1), 2.0, pytest.approx(35.0, abs=0.1)]
+
+
+async def test_a_pulled_cable_is_announced() -> None:
+    car = SimulatedCar(NIGHT, Replay(trace_ms=9 * HOUR_MS, start_ms=0, speed_up=HOUR_MS / 20))
+    async with asyncio.timeout(10):
+        await car.changed(0)  # the cable is pulled after 20 ms
+    assert car.read(20).plugged is False
+
+
+@given(st.integers(0, 1 << 42), st.integers(0, 1 << 42), st.floats(0.1, 5000), st.integers(-(10**9), 10**9))
+def test_wall_time_is_never_before_the_moment_of_the_trace(trace_ms: int, start_ms: int, speed: float, ms: int) -> None:
+    replay = Replay(trace_ms, start_ms, speed)
+    moment = trace_ms + ms
+    assert replay.to_trace_ms(replay.to_wall_ms(moment)) >= moment - 1
