@@ -15,7 +15,7 @@ from coordinator.events import BOOLEAN_SIGNALS, NUMBER_SIGNALS, TelemetryBatch
 __all__ = ["DuckdbStore"]
 
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    "memory_limit": "128MB",
+    "memory_limit": "96MB",
     "threads": 1,
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
@@ -35,15 +35,21 @@ _LATER = "epoch::HUGEINT * 9007199254740992 + seq"
 _LATEST = f"""SELECT vehicle, max(received_ms) AS received_ms, arg_max(ts_ms, later) AS ts_ms,
     arg_max(epoch, later) AS epoch, arg_max(seq, later) AS seq, true AS snapshot,
     {", ".join(f"arg_max({name}, later) AS {name}" for name in ("refusal", *BOOLEAN_SIGNALS, *NUMBER_SIGNALS))}
-FROM (SELECT *, {_LATER} AS later FROM documents) GROUP BY vehicle ORDER BY vehicle"""  # noqa: S608 - as above
+FROM (SELECT *, {_LATER} AS later FROM documents WHERE received_ms >= (SELECT max(received_ms) - ? FROM documents))
+GROUP BY vehicle ORDER BY vehicle"""  # noqa: S608 - as above
 _HISTORY = "SELECT * FROM documents WHERE vehicle = ? AND received_ms >= ? ORDER BY rowid LIMIT ?"
 
 
 class DuckdbStore:
-    """`open` and every other method are to be called in the same thread."""
+    """`open` and every other method are to be called in the same thread.
 
-    def __init__(self, path: Path) -> None:
+    `latest` looks back `latest_within_ms` from the newest document, so that a start does not take longer every month.
+    Cars send all they know every few minutes, so that only those that fell silent before are left out.
+    """
+
+    def __init__(self, path: Path, latest_within_ms: int = 24 * 3600 * 1000) -> None:
         self._path = path
+        self._latest_within_ms = latest_within_ms
         self._database: duckdb.DuckDBPyConnection | None = None
 
     def open(self) -> None:
@@ -71,7 +77,7 @@ class DuckdbStore:
 
     def latest(self) -> TelemetryBatch:
         """The last known value of every signal of every vehicle, one document a vehicle."""
-        return self._read(_LATEST)
+        return self._read(_LATEST, self._latest_within_ms)
 
     def history(self, vehicle: str, since_ms: int, limit: int) -> TelemetryBatch:
         """Documents of one vehicle received since `since_ms`, in order of arrival, at most `limit`."""
@@ -119,4 +125,6 @@ def _columns(batches: Sequence[TelemetryBatch]) -> dict[str, NDArray[Any]]:
 
 
 def _texts(column: NDArray[Any]) -> NDArray[np.object_]:
-    return np.ma.filled(column.astype(object), None)
+    texts = np.ma.getdata(column).astype(object)
+    texts[np.ma.getmaskarray(column)] = None
+    return texts

@@ -1,0 +1,241 @@
+"""What the coordinator needs of any telemetry store."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coordinator.adapters.duckdb_store import DuckdbStore
+from coordinator.errors import StoreUnavailable
+from coordinator.events import BOOLEAN_SIGNALS, NUMBER_SIGNALS, TelemetryBatch
+from coordinator.ports import TelemetryStore
+
+STORES = ["duckdb"]
+Document = dict[str, Any]
+
+
+def make_store(kind: str, folder: Path) -> TelemetryStore:
+    return {"duckdb": DuckdbStore}[kind](folder / "telemetry")
+
+
+@pytest.fixture(params=STORES)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def store(kind: str, tmp_path: Path) -> Iterator[TelemetryStore]:
+    opened = make_store(kind, tmp_path)
+    opened.open()
+    yield opened
+    opened.close()
+
+
+def batch_of(*documents: Document) -> TelemetryBatch:
+    """Columns of documents; what a document leaves out is absent."""
+
+    def column(name: str, absent: Any, kind: Any) -> Any:
+        return np.array([document.get(name, absent) for document in documents], dtype=kind)
+
+    return TelemetryBatch(
+        vehicle=column("vehicle", "v1", object),
+        received_ms=column("received_ms", 1000, np.int64),
+        ts_ms=column("ts_ms", 900, np.int64),
+        epoch=column("epoch", 1, np.int64),
+        seq=column("seq", 0, np.int64),
+        snapshot=column("snapshot", False, np.bool_),
+        refusal=column("refusal", None, object),
+        signals={
+            **{name: column(name, -1, np.int8) for name in BOOLEAN_SIGNALS},
+            **{name: column(name, np.nan, np.float64) for name in NUMBER_SIGNALS},
+        },
+    )
+
+
+def documents_of(batch: TelemetryBatch) -> list[Document]:
+    """The documents of a batch without what is absent."""
+    columns = {
+        **{
+            name: getattr(batch, name).tolist()
+            for name in ("vehicle", "received_ms", "ts_ms", "epoch", "seq", "snapshot")
+        },
+        "refusal": batch.refusal.tolist(),
+        **{
+            name: [None if value < 0 else bool(value) for value in batch.signals[name].tolist()]
+            for name in BOOLEAN_SIGNALS
+        },
+        **{
+            name: [None if value != value else value for value in batch.signals[name].tolist()]
+            for name in NUMBER_SIGNALS
+        },
+    }
+    return [
+        {name: values[row] for name, values in columns.items() if values[row] is not None} for row in range(len(batch))
+    ]
+
+
+FULL: Document = {
+    "vehicle": "v1",
+    "received_ms": 5000,
+    "ts_ms": 4900,
+    "epoch": 1 << 52,
+    "seq": (1 << 53) - 1,
+    "snapshot": True,
+    "refusal": "owner said no",
+    **{name: index % 2 == 0 for index, name in enumerate(BOOLEAN_SIGNALS)},
+    **{name: index + 0.1 for index, name in enumerate(NUMBER_SIGNALS)},
+}
+
+
+def test_a_full_document_comes_back_as_it_was(store: TelemetryStore) -> None:
+    store.append([batch_of(FULL)])
+    assert documents_of(store.history("v1", 0, 10)) == [FULL]
+    assert documents_of(store.latest()) == [FULL]
+
+
+def test_columns_come_back_with_their_types(store: TelemetryStore) -> None:
+    store.append([batch_of({"moving": True})])
+    for batch in (store.latest(), store.history("v1", 0, 1)):
+        assert (batch.vehicle.dtype, batch.refusal.dtype, batch.snapshot.dtype) == (object, object, np.bool_)
+        assert {column.dtype for column in (batch.received_ms, batch.ts_ms, batch.epoch, batch.seq)} == {np.dtype("i8")}
+        assert {batch.signals[name].dtype for name in BOOLEAN_SIGNALS} == {np.dtype("i1")}
+        assert {batch.signals[name].dtype for name in NUMBER_SIGNALS} == {np.dtype("f8")}
+
+
+def test_an_empty_store_has_nothing(store: TelemetryStore) -> None:
+    store.append([])
+    assert (len(store.latest()), len(store.history("v1", 0, 10))) == (0, 0)
+
+
+def test_absent_stays_absent_and_is_not_false_or_zero(store: TelemetryStore) -> None:
+    sent = [
+        {"vehicle": "v1", "received_ms": 1, "ts_ms": 1, "epoch": 1, "seq": 0, "snapshot": False, "plugged": False},
+        {"vehicle": "v1", "received_ms": 2, "ts_ms": 2, "epoch": 1, "seq": 1, "snapshot": False, "refusal": ""},
+        {"vehicle": "v1", "received_ms": 3, "ts_ms": 3, "epoch": 1, "seq": 2, "snapshot": False, "charge_percent": 0.0},
+    ]
+    store.append([batch_of(*sent)])
+    assert documents_of(store.history("v1", 0, 10)) == sent
+
+
+def test_latest_takes_every_signal_from_the_last_document_that_has_it(store: TelemetryStore) -> None:
+    store.append([batch_of({"plugged": True, "charge_percent": 40.0, "refusal": "hot", "snapshot": True})])
+    store.append([batch_of({"seq": 1, "received_ms": 2000, "ts_ms": 1900, "charge_percent": 41.5})])
+    store.append([batch_of({"vehicle": "v2", "moving": True}, {"seq": 2, "received_ms": 3000, "ts_ms": 2900})])
+    assert documents_of(store.latest()) == [
+        {
+            "vehicle": "v1",
+            "received_ms": 3000,
+            "ts_ms": 2900,
+            "epoch": 1,
+            "seq": 2,
+            "snapshot": True,
+            "refusal": "hot",
+            "plugged": True,
+            "charge_percent": 41.5,
+        },
+        {"vehicle": "v2", "received_ms": 1000, "ts_ms": 900, "epoch": 1, "seq": 0, "snapshot": True, "moving": True},
+    ]
+
+
+def test_latest_goes_by_epoch_and_sequence_whatever_the_order_of_arrival(store: TelemetryStore) -> None:
+    store.append(
+        [batch_of({"epoch": 2, "seq": 0, "charge_percent": 80.0}, {"epoch": 1, "seq": 9, "charge_percent": 10.0})]
+    )
+    store.append([batch_of({"epoch": 1, "seq": 10, "charge_percent": 11.0})])
+    (document,) = documents_of(store.latest())
+    assert (document["epoch"], document["seq"], document["charge_percent"]) == (2, 0, 80.0)
+
+
+def test_history_is_of_one_vehicle_since_a_time_in_order_of_arrival(store: TelemetryStore) -> None:
+    store.append(
+        [
+            batch_of(*({"vehicle": f"v{n % 2}", "received_ms": 1000 + n, "seq": n} for n in range(100))),
+            batch_of({"vehicle": "v0", "received_ms": 2000, "seq": 3}),
+        ]
+    )
+    found = store.history("v0", 1090, 100)
+    assert found.seq.tolist() == [90, 92, 94, 96, 98, 3]
+    assert store.history("v0", 1090, 2).seq.tolist() == [90, 92]
+    assert len(store.history("v9", 0, 100)) == 0
+
+
+def test_many_vehicles_fit(store: TelemetryStore) -> None:
+    vehicles = 20_000
+    for seq in range(3):
+        store.append(
+            [batch_of(*({"vehicle": f"v{n:05d}", "seq": seq, "charge_percent": n / vehicles} for n in range(vehicles)))]
+        )
+    latest = store.latest()
+    assert latest.vehicle.tolist() == [f"v{n:05d}" for n in range(vehicles)]
+    assert set(latest.seq.tolist()) == {2}
+
+
+def test_a_batch_that_cannot_be_kept_leaves_nothing(store: TelemetryStore) -> None:
+    good, bad = batch_of({"seq": 1}), batch_of({"vehicle": None})
+    with pytest.raises(StoreUnavailable):
+        store.append([good, bad])
+    assert len(store.history("v1", 0, 10)) == 0
+    store.append([good])
+    assert len(store.history("v1", 0, 10)) == 1
+
+
+def test_what_was_appended_is_there_after_reopening(kind: str, tmp_path: Path) -> None:
+    for seq in range(3):
+        store = make_store(kind, tmp_path)
+        store.open()
+        store.append([batch_of({"seq": seq})])
+        assert store.history("v1", 0, 10).seq.tolist() == list(range(seq + 1))
+        store.close()
+
+
+def append_until_killed(kind: str, folder: Path, report: Connection) -> None:
+    store = make_store(kind, folder)
+    store.open()
+    for seq in range(1_000_000):
+        store.append([batch_of({"seq": seq}), batch_of({"vehicle": "v2", "seq": seq})])
+        report.send(seq)
+
+
+def test_what_was_appended_survives_a_kill(kind: str, tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    child = spawn.Process(target=append_until_killed, args=(kind, tmp_path, theirs))
+    child.start()
+    theirs.close()
+    assert child.pid is not None
+    while ours.recv() < 50:
+        pass
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    last = 50
+    try:
+        while True:
+            last = ours.recv()
+    except EOFError:
+        pass
+    store = make_store(kind, tmp_path)
+    store.open()
+    for vehicle in ("v1", "v2"):
+        kept = store.history(vehicle, 0, 1_000_000).seq.tolist()
+        assert kept == list(range(len(kept)))
+        assert len(kept) in (last + 1, last + 2)  # the one under way may have been kept as well
+    store.close()
+
+
+def test_a_place_that_cannot_be_used_is_named(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "telemetry").write_bytes(b"this is something else, and long enough to be looked at" * 200)
+    with pytest.raises(StoreUnavailable, match="telemetry"):
+        make_store(kind, tmp_path).open()
+
+
+def test_a_store_that_is_not_open_says_so(kind: str, tmp_path: Path) -> None:
+    store = make_store(kind, tmp_path)
+    with pytest.raises(StoreUnavailable):
+        store.latest()
+    store.close()
