@@ -1,0 +1,113 @@
+"""Where the car's signals come from: the port, and the replay of a recorded trace. Never decides anything."""
+
+import asyncio
+import csv
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from fleet_wire.signals import SIGNAL_PATHS, Signals
+from vehicle_agent.errors import BadTrace
+
+__all__ = ["SignalSource", "TraceReplay"]
+
+_TIME = "t_ms"
+
+
+class SignalSource(Protocol):
+    """A vehicle bus, a recording or a simulated car."""
+
+    def read(self, now_ms: int) -> Signals:
+        """Return every signal that is known at this time. What it leaves out counts as not known."""
+
+    async def changed(self, now_ms: int) -> None:
+        """Return as soon as the reading may differ from that at `now_ms`; wait for ever when it never will.
+
+        An agent reads at a steady pace besides: this is for what can't wait, like a cable that is pulled.
+        """
+
+    def set_computing(self, active: bool) -> None:
+        """Learn that the agent's computing begins or ends, which a simulated car turns into power and heat."""
+
+
+class TraceReplay:
+    """Plays timed signals by VSS path from a file, `speed` times as fast, from `start_ms` on the wall clock.
+
+    A sample names only what changed; the rest stands as before. After the last sample nothing changes any more.
+    """
+
+    def __init__(self, times_ms: list[int], readings: list[Signals], start_ms: int, speed: float) -> None:
+        self._times_ms = times_ms
+        self._readings = readings
+        self._start_ms = start_ms
+        self._speed = speed
+
+    @classmethod
+    def open(cls, path: Path, *, start_ms: int, speed: float = 1.0) -> "TraceReplay":
+        """Read a trace: JSON lines (`.jsonl`) or CSV, with `t_ms` and VSS paths as names. Raise BadTrace."""
+        text = path.read_text(encoding="utf-8")
+        try:
+            rows = (
+                [json.loads(line) for line in text.splitlines() if line.strip()]
+                if path.suffix == ".jsonl"
+                else [_typed(row) for row in csv.DictReader(text.splitlines())]
+            )
+            times_ms, readings = _accumulate(rows)
+        except (ValueError, KeyError, TypeError) as error:  # msgspec's and json's errors are ValueError
+            raise BadTrace(f"{path.name}: {error}") from None
+        return cls(times_ms, readings, start_ms, speed)
+
+    def read(self, now_ms: int) -> Signals:
+        """Return what held at this time; nothing is known before the first sample."""
+        place = self._place(now_ms)
+        return self._readings[place - 1] if place else Signals()
+
+    async def changed(self, now_ms: int) -> None:
+        """Wait for the next sample of the trace."""
+        place = self._place(now_ms)
+        if place == len(self._times_ms):
+            await asyncio.Event().wait()
+        due_ms = self._start_ms + self._times_ms[place] / self._speed
+        await asyncio.sleep(max(0.0, due_ms - now_ms + 1) / 1000)
+
+    def set_computing(self, active: bool) -> None:
+        """Change nothing: what was recorded has happened."""
+
+    def _place(self, now_ms: int) -> int:
+        return bisect_right(self._times_ms, (now_ms - self._start_ms) * self._speed)
+
+
+def _accumulate(rows: Iterable[Mapping[str, Any]]) -> tuple[list[int], list[Signals]]:
+    known: dict[str, Any] = {}
+    times_ms: list[int] = []
+    readings: list[Signals] = []
+    paths = frozenset(SIGNAL_PATHS.values())
+    for row in rows:
+        unknown = row.keys() - paths - {_TIME}
+        if unknown:
+            raise ValueError(f"unknown signal {min(unknown)}")
+        time_ms = int(row[_TIME])
+        if times_ms and time_ms < times_ms[-1]:
+            raise ValueError(f"time goes back to {time_ms}")
+        known |= {path: value for path, value in row.items() if path != _TIME}
+        times_ms.append(time_ms)
+        readings.append(msgspec.convert(known, Signals))
+    if not times_ms:
+        raise ValueError("no samples")
+    return times_ms, readings
+
+
+def _typed(row: Mapping[str, str]) -> dict[str, Any]:
+    """CSV has text only: true, false and numbers are what they look like; an empty cell says nothing."""
+    return {name: _value(text) for name, text in row.items() if text}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text.lower())
+    except ValueError:
+        return text
