@@ -1,6 +1,7 @@
 """A simulated car as an agent's source of signals: plays a trace at a speed-up on the wall clock. Decides nothing."""
 
 import asyncio
+import contextlib
 import math
 from bisect import bisect_right
 
@@ -19,22 +20,27 @@ _COMPUTE_TIME_MS = 20_000
 
 
 class Replay(Struct, frozen=True):
-    """Which moment of a trace is played when: `trace_ms` at `start_ms` of the wall clock, `speed_up` times as fast."""
+    """Which moment of a trace is played when: `trace_ms` at `start_ms` of the wall clock, `speed_up` times as fast.
+
+    With a speed-up of zero the car's time stands still.
+    """
 
     trace_ms: int
     start_ms: int
     speed_up: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.speed_up > 0:
-            raise ValueError("the speed-up must be above zero")
+        if not 0 <= self.speed_up < math.inf:
+            raise ValueError(f"a speed-up of {self.speed_up}")
 
     def to_trace_ms(self, now_ms: int) -> int:
         """Moment of the trace that is played now."""
         return self.trace_ms + math.floor((now_ms - self.start_ms) * self.speed_up)
 
-    def to_wall_ms(self, trace_ms: int) -> int:
-        """When a moment of the trace is played; never before it holds."""
+    def to_wall_ms(self, trace_ms: int) -> int | None:
+        """When a moment of the trace is played; None when never."""
+        if self.speed_up == 0:
+            return None
         return self.start_ms + math.ceil((trace_ms - self.trace_ms) / self.speed_up)
 
 
@@ -45,15 +51,22 @@ class SimulatedCar:
         self._trace = trace
         self._replay = replay
         self._changes_ms = sorted({time for plug_in in trace.plug_ins for time in (plug_in.start_ms, plug_in.stop_ms)})
+        self._replayed = asyncio.Event()
         self._computing = False
         self._compute_c = _IDLE_C
         self._read_ms: int | None = None
+
+    def play(self, replay: Replay) -> None:
+        """Go on by another replay from now on."""
+        self._replay = replay
+        self._replayed.set()
 
     def read(self, now_ms: int) -> Signals:
         """Return all signals; times in them are the clock's."""
         signals = signals_at(self._trace, self._replay.to_trace_ms(now_ms))
         if signals.departure_ms is not UNSET:
-            signals.departure_ms = self._replay.to_wall_ms(signals.departure_ms)
+            due_ms = self._replay.to_wall_ms(signals.departure_ms)
+            signals.departure_ms = UNSET if due_ms is None else due_ms
         elapsed_ms = 0 if self._read_ms is None else now_ms - self._read_ms
         self._compute_c = _warmed(self._compute_c, elapsed_ms, computing=self._computing)
         self._read_ms = now_ms
@@ -62,16 +75,19 @@ class SimulatedCar:
         return signals
 
     async def changed(self, now_ms: int) -> None:
-        """Wait until the cable next goes in or out."""
-        place = bisect_right(self._changes_ms, self._replay.to_trace_ms(now_ms))
-        if place == len(self._changes_ms):
-            await asyncio.Event().wait()
-        due_ms = self._replay.to_wall_ms(self._changes_ms[place])
-        await asyncio.sleep(max(0, due_ms - now_ms) / 1000)
+        """Wait until the cable next goes in or out, or another replay begins."""
+        self._replayed.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._replayed.wait(), self._next_change_s(now_ms))
 
     def set_computing(self, active: bool) -> None:
         """Turn computing into power and heat from now on."""
         self._computing = active
+
+    def _next_change_s(self, now_ms: int) -> float | None:
+        place = bisect_right(self._changes_ms, self._replay.to_trace_ms(now_ms))
+        due_ms = self._replay.to_wall_ms(self._changes_ms[place]) if place < len(self._changes_ms) else None
+        return None if due_ms is None else max(0, due_ms - now_ms) / 1000
 
 
 def _warmed(celsius: float, elapsed_ms: int, *, computing: bool) -> float:

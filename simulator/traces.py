@@ -36,12 +36,16 @@ class PlugIn(Struct, frozen=True):
 
 
 class CarTrace(Struct, frozen=True):
-    """A car's plug-ins in order, without overlap, its battery, and the power it charges with."""
+    """A car's plug-ins in order, without overlap, its battery, and the power it charges with.
+
+    `departure_known` says whether the owner told the car when the next departure is.
+    """
 
     plug_ins: tuple[PlugIn, ...]
     battery_kwh: float
     charging_kw: float
     opted_in: bool = True
+    departure_known: bool = False
 
     def __post_init__(self) -> None:
         if not (self.battery_kwh > 0 and self.charging_kw > 0):
@@ -95,7 +99,7 @@ def signals_at(trace: CarTrace, now_ms: int) -> Signals:
         link_rate_mbps=_CELLULAR_MBPS if plug_in is None else _GARAGE_MBPS,
         opted_in=trace.opted_in,
     )
-    if plug_in is not None:
+    if plug_in is not None and trace.departure_known:
         signals.departure_ms = plug_in.stop_ms
     return signals
 

@@ -11,7 +11,9 @@ from fleet_wire.signals import Signals
 from simulator.car import Replay, SimulatedCar
 from simulator.traces import HOUR_MS, MINUTE_MS, CarTrace, PlugIn, charge_percent_at, parked, signals_at
 
-NIGHT = CarTrace((PlugIn(0, 10 * HOUR_MS, 40.0), PlugIn(20 * HOUR_MS, 30 * HOUR_MS, 30.0)), 60.0, 6.0)
+NIGHT = CarTrace(
+    (PlugIn(0, 10 * HOUR_MS, 40.0), PlugIn(20 * HOUR_MS, 30 * HOUR_MS, 30.0)), 60.0, 6.0, departure_known=True
+)
 
 
 @st.composite
@@ -21,7 +23,7 @@ def traces(draw: st.DrawFn) -> CarTrace:
         PlugIn(start * MINUTE_MS, stop * MINUTE_MS, draw(st.floats(0, 100)))
         for start, stop in zip(ends[::2], ends[1::2], strict=False)
     )
-    return CarTrace(plug_ins, draw(st.floats(5, 100)), draw(st.floats(2, 150)))
+    return CarTrace(plug_ins, draw(st.floats(5, 100)), draw(st.floats(2, 150)), departure_known=draw(st.booleans()))
 
 
 moments = st.integers(-24 * 60, 96 * 60).map(lambda minute: minute * MINUTE_MS)
@@ -35,7 +37,7 @@ def test_signals_keep_to_the_trace_and_to_their_ranges(trace: CarTrace, now_ms: 
     assert signals.link_metered is not plugged
     assert not (signals.moving and plugged)
     assert not (signals.charging and not plugged)
-    assert (signals.departure_ms is not msgspec.UNSET) is plugged
+    assert (signals.departure_ms is not msgspec.UNSET) is (plugged and trace.departure_known)
     # Strict conversion checks every range of the table of signals.
     assert msgspec.convert(msgspec.to_builtins(signals), Signals) == signals
     assert signals == signals_at(trace, now_ms)
@@ -117,4 +119,17 @@ async def test_a_pulled_cable_is_announced() -> None:
 def test_wall_time_is_never_before_the_moment_of_the_trace(trace_ms: int, start_ms: int, speed: float, ms: int) -> None:
     replay = Replay(trace_ms, start_ms, speed)
     moment = trace_ms + ms
-    assert replay.to_trace_ms(replay.to_wall_ms(moment)) >= moment - 1
+    wall_ms = replay.to_wall_ms(moment)
+    assert wall_ms is not None
+    assert replay.to_trace_ms(wall_ms) >= moment - 1
+
+
+async def test_a_car_stands_still_until_it_is_told_to_play() -> None:
+    car = SimulatedCar(NIGHT, Replay(trace_ms=9 * HOUR_MS, start_ms=0, speed_up=0))
+    assert (car.read(0).plugged, car.read(10**9).plugged) == (True, True)
+    waiting = asyncio.create_task(car.changed(10**9))
+    await asyncio.sleep(0)
+    car.play(Replay(trace_ms=9 * HOUR_MS, start_ms=10**9, speed_up=HOUR_MS))
+    async with asyncio.timeout(10):
+        await waiting
+    assert car.read(10**9 + 1).plugged is False
