@@ -226,7 +226,7 @@ class _Api:
             return msgspec.json.decode(body, type=kind)
         except msgspec.ValidationError as error:
             raise Rejected("invalid", f"the request does not fit: {_one_line(error)}") from None
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Rejected("bad_json", f"the body is not JSON: {_one_line(error)}") from None
 
 
