@@ -5,6 +5,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fleet_wire.api import JobView
 from idlewheel.client import Job
+from idlewheel.words import counted
 
 __all__ = ["wait_with_progress"]
 
@@ -45,7 +46,7 @@ class _Rate:
 
 
 def _note(view: JobView, rows_per_s: float | None) -> str:
-    parts = [f"{view.vehicles} cars"]
+    parts = [counted(view.vehicles, "car")]
     if rows_per_s:
         parts.insert(0, f"{rows_per_s:,.0f} rows/s")
     if view.state != "running":

@@ -41,7 +41,7 @@ _BLOCK_BYTES: Final = 1 << 20
 # A stream of rows speaks at least every 10 s; a model is checked before its registration is answered.
 _TIMEOUT: Final = httpx.Timeout(60.0, connect=5.0)
 _FIRST_WAIT_S: Final = 0.02
-_LONGEST_WAIT_S: Final = 1.0
+_LONGEST_WAIT_S: Final = 0.25  # also the most that a job's end is noticed late
 
 Model = str | os.PathLike[str] | bytes
 Rows = Any  # an array or what numpy makes one of, a mapping of names to such, or the path of a .npy or .npz file

@@ -2,7 +2,7 @@
 
 from fleet_wire.api import HealthView, JobView, VehicleView
 
-__all__ = ["health_lines", "why_job", "why_vehicle"]
+__all__ = ["counted", "health_lines", "why_job", "why_vehicle"]
 
 
 def why_vehicle(view: VehicleView) -> str:

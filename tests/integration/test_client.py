@@ -1,5 +1,7 @@
 """The Python client and the commands against a real server: results in order, dropped connections, clear errors."""
 
+import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -222,7 +224,7 @@ def test_waiting_outlasts_a_coordinator_that_is_started_again(tmp_path: Path) ->
 
 def test_submit_writes_what_the_model_gives(served: Served, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mixed.onnx").write_bytes(mixed_model())
-    np.savez(tmp_path / "rows.npz", **MIXED)
+    np.savez(tmp_path / "rows.npz", number=MIXED["number"], text=MIXED["text"])
     out = tmp_path / "out.npz"
     assert run("submit", tmp_path / "mixed.onnx", tmp_path / "rows.npz", "-o", out, "--url", served.url) == 0
     with np.load(out) as written:
@@ -314,3 +316,22 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_fetch_it(held: Served, tmp_path: 
     assert f"idlewheel result {job.id} -o {out}" in said
     assert "Traceback" not in said
     assert held.desk._jobs[job.id].view.state == "running"
+
+
+def test_progress_is_shown_on_a_terminal_and_nothing_on_standard_output(
+    served: Served, tmp_path: Path, model: Path, rows: Path
+) -> None:
+    out = tmp_path / "out.npz"
+    command = [sys.executable, "-m", "idlewheel", "submit", model, rows, "-o", out, "--url", served.url]
+    terminal, end = os.openpty()
+    with subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=end, text=True) as process:
+        os.close(end)
+        shown = b""
+        with contextlib.suppress(OSError):  # how Linux says that nobody has the terminal open any more
+            while piece := os.read(terminal, 4096):
+                shown += piece
+        os.close(terminal)
+        assert process.communicate(timeout=20)[0] == ""
+    assert process.returncode == 0
+    assert b"20/20" in shown
+    assert b"1 car, done" in shown
