@@ -200,7 +200,7 @@ class _Api:
         job = _identifier(request, "job")
         span = _SPAN.fullmatch(request.path_params["span"])
         if span is None or int(span[1]) >= int(span[2]):
-            raise ResourceMissing("rows_missing", "name input rows as START-STOP with START below STOP")
+            raise ResourceMissing("rows_unknown", "name input rows as START-STOP with START below STOP")
         data = await self._desk.input_rows(job, int(span[1]), int(span[2]))
         part = _asked_part(request, len(data))
         return Response(memoryview(data)[part.start : part.stop], part.status, part.headers, _BINARY)
@@ -236,8 +236,10 @@ class _Problems:
     def __init__(self, refusals: Counter[str]) -> None:
         self._refusals = refusals
 
-    async def coordinator_error(self, _request: Request, error: Exception) -> Response:
+    async def coordinator_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, CoordinatorError)
+        if request.method == "HEAD":  # a question whether something is there; no is a fine answer
+            return Response(None, _status(error))
         headers = {"content-range": f"bytes */{error.size}"} if isinstance(error, _Unsatisfiable) else None
         return self._answer(_status(error), error.code, error.detail, headers)
 
@@ -298,7 +300,7 @@ def _digest(request: Request) -> str:
 def _identifier(request: Request, kind: str) -> str:
     identifier: str = request.path_params[kind]
     if not _IDENTIFIER.fullmatch(identifier):
-        raise ResourceMissing(f"{kind}_missing", f"there is no {kind} of that name: names have only A-Z a-z 0-9 _ -")
+        raise ResourceMissing(f"{kind}_unknown", f"there is no {kind} of that name: names have only A-Z a-z 0-9 _ -")
     return identifier
 
 

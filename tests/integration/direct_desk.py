@@ -109,7 +109,7 @@ class DirectDesk:
 
     async def submit(self, request: JobRequest) -> JobView:
         if request.model not in self._models:
-            raise ResourceMissing("model_missing", "register the model first")
+            raise ResourceMissing("model_unknown", "register the model first")
         inputs = decode_bundle(await self._blobs.read(request.inputs, 0, await self._blobs.size(request.inputs)))
         expected = {spec.name: spec.dtype for spec in self._models[request.model].inputs}
         if set(inputs) != set(expected):
@@ -167,7 +167,7 @@ class DirectDesk:
     def vehicle(self, vehicle: str) -> VehicleView:
         reasons = {"car-1": None, "car-2": "not_plugged_in: it is not plugged in"}
         if vehicle not in reasons:
-            raise ResourceMissing("vehicle_missing", f"there is no vehicle {vehicle!r}: see `idlewheel vehicles`")
+            raise ResourceMissing("vehicle_unknown", f"there is no vehicle {vehicle!r}: see `idlewheel vehicles`")
         reason = reasons[vehicle]
         return VehicleView(vehicle, True, reason is None, reason, reason is None, False, 80.0, 2, 10.5, 7, 1, 2, 3)
 
@@ -202,7 +202,7 @@ class DirectDesk:
     async def input_rows(self, job: str, start: int, stop: int) -> bytes:
         found = self._find(job)
         if stop > found.view.rows:
-            raise ResourceMissing("rows_missing", f"job {job} has {found.view.rows} rows")
+            raise ResourceMissing("rows_unknown", f"job {job} has {found.view.rows} rows")
         return encode_bundle({name: array[start:stop] for name, array in found.inputs.items()})
 
     def health(self) -> HealthView:
@@ -210,7 +210,7 @@ class DirectDesk:
 
     def _find(self, job: str) -> _DirectJob:
         if job not in self._jobs:
-            raise ResourceMissing("job_missing", f"there is no job {job!r}: see `idlewheel jobs`")
+            raise ResourceMissing("job_unknown", f"there is no job {job!r}: see `idlewheel jobs`")
         return self._jobs[job]
 
     def _change(self, job: _DirectJob, view: JobView) -> None:

@@ -131,7 +131,7 @@ def test_wrong_blobs_are_refused_and_counted(served: Served, http: httpx.Client)
     in_pieces = iter([bytes(LIMITS.blob_bytes), b"one more"])
     problem(http.put(f"/v1/blobs/{DIGEST}", content=in_pieces), 413, "too_large")
     assert http.head(f"/v1/blobs/{DIGEST}").status_code == 404
-    assert served.refusals == Counter(digest_mismatch=1, not_found=1, bad_digest=1, too_large=2, blob_missing=1)
+    assert served.refusals == Counter(digest_mismatch=1, not_found=1, bad_digest=1, too_large=2)
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(served: Served, http: httpx.Client) -> None:
@@ -160,7 +160,7 @@ def test_input_rows_for_vehicles_can_be_resumed(http: httpx.Client) -> None:
     rest = http.get(f"{path}/2-4", headers={"range": "bytes=10-"})
     assert (rest.status_code, rest.content) == (206, whole[10:])
     for span in ("2-99", "4-2", "2-2", "a-b", "2", "1-" + "9" * 5000):
-        problem(http.get(f"{path}/{span}"), 404, "rows_missing")
+        problem(http.get(f"{path}/{span}"), 404, "rows_unknown")
 
 
 def frames(stream: bytes) -> list[RowsFrame]:
@@ -233,7 +233,7 @@ def test_models_are_described_or_refused(http: httpx.Client) -> None:
         (msgspec.json.encode({"model": "0" * 64, "inputs": "0" * 64, "nmae": "x"}), 422, "invalid"),
         (msgspec.json.encode({"model": "0" * 64, "inputs": "0" * 64, "terms": {"prio": 1}}), 422, "invalid"),
         (msgspec.json.encode({"model": "0" * 64, "inputs": "0" * 64, "terms": {"priority": 101}}), 422, "invalid"),
-        (msgspec.json.encode({"model": "0" * 64, "inputs": "0" * 64}), 404, "model_missing"),
+        (msgspec.json.encode({"model": "0" * 64, "inputs": "0" * 64}), 404, "model_unknown"),
         (b" " * 5000, 413, "too_large"),
     ],
 )
@@ -251,14 +251,14 @@ def test_unknown_paths(http: httpx.Client, path: str) -> None:
 
 def test_what_is_not_there(http: httpx.Client) -> None:
     problem(http.patch("/v1/jobs"), 405, "method_not_allowed")
-    problem(http.get("/v1/jobs/job-9"), 404, "job_missing")
-    problem(http.get("/v1/jobs/%00"), 404, "job_missing")
-    problem(http.get("/v1/jobs/job-9/rows"), 404, "job_missing")
+    problem(http.get("/v1/jobs/job-9"), 404, "job_unknown")
+    problem(http.get("/v1/jobs/%00"), 404, "job_unknown")
+    problem(http.get("/v1/jobs/job-9/rows"), 404, "job_unknown")
     problem(http.get("/v1/jobs/job-9/rows?after=-1"), 422, "bad_query")
-    problem(http.get("/v1/jobs/job-9/result"), 404, "job_missing")
-    problem(http.get("/v1/jobs/job-9/inputs/0-1"), 404, "job_missing")
-    problem(http.delete("/v1/jobs/job-9"), 404, "job_missing")
-    problem(http.get("/v1/vehicles/nobody"), 404, "vehicle_missing")
+    problem(http.get("/v1/jobs/job-9/result"), 404, "job_unknown")
+    problem(http.get("/v1/jobs/job-9/inputs/0-1"), 404, "job_unknown")
+    problem(http.delete("/v1/jobs/job-9"), 404, "job_unknown")
+    problem(http.get("/v1/vehicles/nobody"), 404, "vehicle_unknown")
 
 
 def test_garbage_never_makes_the_server_fail(http: httpx.Client) -> None:
