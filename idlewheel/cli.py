@@ -66,6 +66,8 @@ def submit(
     """
     if out is None and not no_wait:
         raise BadInput("say where the outputs go, as in -o out.npz, or leave at once with --no-wait")
+    if out is not None and no_wait:
+        raise BadInput("-o needs the outputs and --no-wait leaves before: give one of them")
     _check_out(out)
     with _client(url) as client:
         job = client.submit(model, rows, name=name, priority=priority, chunk_rows=chunk_rows, deadline_s=deadline_s)

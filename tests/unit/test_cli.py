@@ -63,6 +63,7 @@ def test_the_address_comes_from_the_environment(
     ("arguments", "words"),
     [
         (["submit", "MODEL", "ROWS"], "-o out.npz"),
+        (["submit", "MODEL", "ROWS", "-o", "out.npz", "--no-wait"], "give one of them"),
         (["submit", "MODEL", "ROWS", "-o", "out.csv"], "must end in .npz"),
         (["submit", "MODEL", "ROWS", "-o", "no/such/folder/out.npz"], "no folder"),
         (["submit", "MODEL", "nothing.npz", "--no-wait"], "nothing.npz cannot be read"),
