@@ -13,7 +13,7 @@ from collections import Counter
 
 import uvloop
 
-from coordinator.adapters.duckdb_store import DuckDBStore
+from coordinator.adapters.duckdb_store import DuckdbStore
 from coordinator.adapters.http import build_app, open_listener, serve
 from coordinator.adapters.input_rows import InputRows
 from coordinator.adapters.object_blobs import ObjectBlobs
@@ -50,10 +50,12 @@ async def run_coordinator(settings: CoordinatorSettings, random_source: random.R
     host, port = listener.getsockname()[:2]
     http_url = settings.public_http_url or f"http://{host}:{port}"
     topics = FleetTopics(settings.fleet)
-    blobs = ObjectBlobs(settings.blobs_url or str((settings.data / "blobs").resolve()))
+    blobs = (
+        ObjectBlobs.at_url(settings.blobs_url) if settings.blobs_url else ObjectBlobs.in_folder(settings.data / "blobs")
+    )
     inputs = InputRows(blobs)
     ledger = SqliteLedger(settings.data / "ledger.sqlite")
-    store = DuckDBStore(settings.data / "telemetry.duckdb")
+    store = DuckdbStore(settings.data / "telemetry.duckdb")
     core = Core(CorePolicy(pay=PayTerms(settings.energy_micro_per_kwh, settings.compute_micro_per_h)))
     refusals: Counter[str] = Counter()
     brain = Brain(core, ledger)

@@ -17,7 +17,6 @@ from coordinator.rules.fit import input_fault
 from coordinator.views import job_view, vehicle_view, vehicle_views
 from fleet_wire.api import HealthView, JobRequest, JobView, ModelView, RowsFrame, TensorSpec, VehicleView
 from fleet_wire.bundle import decode_bundle, encode_bundle
-from fleet_wire.errors import WireError
 from fleet_wire.tensors import Array, decode_tensors, encode_tensors
 
 __all__ = ["CoordinatorDesk"]
@@ -68,10 +67,7 @@ class CoordinatorDesk:
         """Accept a job; durable on return. Raises Rejected, ResourceMissing."""
         await self.add_model(request.model)
         model = self._core.models[request.model]
-        try:
-            header = await self._inputs.open(request.inputs)
-        except WireError as error:
-            raise Rejected("inputs_malformed", f"the inputs are no bundle of tensors: {error.detail}") from None
+        header = await self._inputs.open(request.inputs)
         specs = [TensorSpec(entry.name, entry.dtype, list(entry.shape)) for entry in header.entries]
         fault = input_fault(specs, model)
         if fault is not None:
@@ -166,7 +162,7 @@ class CoordinatorDesk:
         progress = self._core.jobs.get(job)
         if progress is None or not 0 <= start < stop <= progress.job.rows:
             raise ResourceMissing("rows_unknown", f"job {job!r} does not run or has no rows {start} to {stop}")
-        return encode_bundle(decode_tensors(await self._inputs.rows(progress.job.inputs, [(start, stop)])))
+        return encode_bundle(decode_tensors(await self._inputs.gather(progress.job.inputs, [(start, stop)])))
 
     def health(self) -> HealthView:
         """Whether all is well, and the counters."""

@@ -92,13 +92,13 @@ class Dispatch:
 
     async def _tasks(self, command: SendTask, job: Job, model: Model) -> list[tuple[Task, Sequence[LeaseRecord]]]:
         """One task with its inputs inside or, where they are too large for a packet, one a lease with a reference."""
-        inputs = await self._inputs.rows(job.inputs, [(lease.start, lease.stop) for lease in command.leases])
+        inputs = await self._inputs.gather(job.inputs, [(lease.start, lease.stop) for lease in command.leases])
         size = sum(len(tensor.data) for tensor in inputs) + 16 * len(command.leases)
         if size + _PACKET_OVERHEAD_BYTES <= self._packet_limit():
             return [(_task(command, model, command.leases, inputs=inputs), command.leases)]
         tasks: list[tuple[Task, Sequence[LeaseRecord]]] = []
         for lease in command.leases:
-            rows = await self._inputs.rows(job.inputs, [(lease.start, lease.stop)])
+            rows = await self._inputs.gather(job.inputs, [(lease.start, lease.stop)])
             data = encode_bundle(decode_tensors(rows))
             path = f"/v1/jobs/{job.id}/inputs/{lease.start}-{lease.stop}"
             ref = BlobRef(hashlib.sha256(data).hexdigest(), len(data), path)

@@ -117,9 +117,9 @@ class InputReader(Protocol):
     """Rows out of the input bundles of jobs."""
 
     async def open(self, digest: str) -> BundleHeader:
-        """The table of contents. Raises ResourceMissing, WireError when the blob is no bundle."""
+        """The table of contents. Raises ResourceMissing, Rejected when the blob is no bundle."""
 
-    async def rows(self, digest: str, ranges: Sequence[tuple[int, int]]) -> list[Tensor]:
+    async def gather(self, digest: str, ranges: Sequence[tuple[int, int]]) -> list[Tensor]:
         """The rows of all ranges, one after another. Raises ResourceMissing, StoreUnavailable."""
 
 

@@ -71,8 +71,8 @@ class JobTerms(Struct, frozen=True):
     """What a job asks for. `chunk_rows` None lets the coordinator size chunks; higher `priority` goes first."""
 
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
-    chunk_rows: Annotated[int, Meta(ge=1)] | None = None
-    deadline_s: Annotated[float, Meta(gt=0)] | None = None
+    chunk_rows: Annotated[int, Meta(ge=1, le=1 << 40)] | None = None
+    deadline_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
 
 

@@ -1,1 +1,1 @@
-"""One file for each way out of the process: database, blobs, broker, HTTP. They know neither rules, core nor settings."""
+"""One file for each way out of the process: database, blobs, HTTP. They know neither rules, core nor settings."""

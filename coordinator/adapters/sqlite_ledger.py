@@ -37,12 +37,12 @@ class SqliteLedger:
 
     def open(self) -> None:
         """Open and migrate. Raises StoreUnavailable."""
-        with self._failures():
-            self._database = sqlite3.connect(self._path, timeout=1.0, isolation_level=None)
-            self._database.row_factory = sqlite3.Row
-            self._database.executescript(_PRAGMAS)
         try:
-            self._migrate()
+            with self._failures():
+                self._database = sqlite3.connect(self._path, timeout=1.0, isolation_level=None)
+                self._database.row_factory = sqlite3.Row
+                self._database.executescript(_PRAGMAS)
+                self._migrate()
         except StoreUnavailable:
             self.close()
             raise
@@ -56,20 +56,19 @@ class SqliteLedger:
     def _migrate(self) -> None:
         steps = migrations()
         newest = steps[-1][0]
-        with self._failures():
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            if version > newest:
-                raise StoreUnavailable(
-                    "ledger_too_new",
-                    f"the ledger {self._path} has version {version} and this program knows {newest}: "
-                    "start the newer program again, or give this one another folder",
-                )
-            for step, script in steps:
-                if step > version:
-                    with self._transaction():
-                        for statement in _statements(script):
-                            self._connection.execute(statement)
-                        self._connection.execute(f"PRAGMA user_version = {step}")
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > newest:
+            raise StoreUnavailable(
+                "ledger_too_new",
+                f"the ledger {self._path} has version {version} and this program knows {newest}: "
+                "start the newer program again, or give this one another folder",
+            )
+        for step, script in steps:
+            if step > version:
+                with self._transaction():
+                    for statement in _statements(script):
+                        self._connection.execute(statement)
+                    self._connection.execute(f"PRAGMA user_version = {step}")
 
     def commit(self, writes: Sequence[LedgerWrite]) -> None:
         """Keep all writes in one transaction. Raises StoreUnavailable, and then none is kept."""
@@ -124,9 +123,7 @@ class SqliteLedger:
         job = _job(row)
         (next_chunk,) = self._one("next_chunk", job.id)
         compute_ms, energy_mwh, pay_micro = self._one("sums_of_job", job.id)
-        accepted = (
-            _decode_pieces(pieces) for (pieces,) in self._connection.execute(*self._bind("pieces_of_job", job.id))
-        )
+        accepted = (_decode_pieces(pieces) for (pieces,) in self._run("pieces_of_job", job.id))
         return LedgerJob(
             job=job,
             done=_merged((piece.start, piece.stop) for pieces in accepted for piece in pieces),
@@ -162,14 +159,14 @@ class SqliteLedger:
             raise StoreUnavailable("ledger_unavailable", f"the ledger {self._path} is not open")
         return self._database
 
-    def _bind(self, name: str, *values: Any) -> tuple[str, tuple[Any, ...]]:
-        return self._queries[name], values
+    def _run(self, name: str, *values: Any) -> sqlite3.Cursor:
+        return self._connection.execute(self._queries[name], values)
 
     def _all(self, name: str, *values: Any) -> list[Any]:
-        return self._connection.execute(*self._bind(name, *values)).fetchall()
+        return self._run(name, *values).fetchall()
 
     def _one(self, name: str, *values: Any) -> Any:
-        return self._connection.execute(*self._bind(name, *values)).fetchone()
+        return self._run(name, *values).fetchone()
 
     def _many(self, name: str, rows: Iterable[Any]) -> None:
         self._connection.executemany(self._queries[name], rows)

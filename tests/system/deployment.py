@@ -82,7 +82,8 @@ class Deployment:
     async def kill(self, name: str) -> None:
         """SIGKILL, and wait until it is gone."""
         process = self.processes.pop(name)
-        process.kill()
+        if process.returncode is None:
+            process.kill()
         await process.wait()
 
     async def stop(self, name: str) -> int:
