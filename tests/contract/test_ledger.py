@@ -1,0 +1,353 @@
+"""What the coordinator needs of any ledger."""
+
+import multiprocessing
+import os
+import signal
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator.adapters.sqlite_ledger import SqliteLedger
+from coordinator.commands import AddJob, AddModel, AddRows, EndJob, EndLease, GrantLease, LedgerWrite
+from coordinator.errors import StoreUnavailable
+from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, LeaseRecord, Model, Piece
+from coordinator.ports import Ledger, LedgerJob, LedgerSnapshot
+from fleet_wire.api import JobTerms, JobView, TensorSpec
+
+LEDGERS = ["sqlite"]
+
+MODEL = Model(
+    digest="ab" * 32,
+    size=39_000,
+    inputs=(TensorSpec("x", "float", [None, 64]), TensorSpec("name", "string", [None])),
+    outputs=(TensorSpec("label", "int64", [None]),),
+    batch_rows=None,
+)
+TERMS = JobTerms(priority=-3, chunk_rows=7, deadline_s=12.5, max_attempts=5)
+JOB = Job("job-1", "naïve ☃", MODEL.digest, "cd" * 32, 100, 260, TERMS, created_ms=1_700_000_000_000)
+
+
+def lease(chunk: int, start: int, stop: int, vehicle: str = "v1", job: str = JOB.id) -> LeaseRecord:
+    return LeaseRecord(job, chunk, start, stop, vehicle, epoch=3, granted_ms=10 + chunk, deadline_ms=1000 + chunk)
+
+
+def accepted(seq: int, *pieces: tuple[int, int, int], vehicle: str = "v1", job: str = JOB.id) -> AcceptedRows:
+    return AcceptedRows(
+        seq=seq,
+        job=job,
+        vehicle=vehicle,
+        pieces=tuple(Piece(*piece) for piece in pieces),
+        payload=b"payload \x00 %d" % seq,
+        payload_ref=None,
+        accepted_ms=2000 + seq,
+        compute_ms=1.5,
+        energy_mwh=7,
+        pay_micro=11,
+    )
+
+
+def make_ledger(kind: str, folder: Path) -> Ledger:
+    return {"sqlite": SqliteLedger}[kind](folder / "ledger.db")
+
+
+@pytest.fixture(params=LEDGERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def ledger(kind: str, tmp_path: Path) -> Iterator[Ledger]:
+    opened = make_ledger(kind, tmp_path)
+    opened.open()
+    yield opened
+    opened.close()
+
+
+def fresh(job: Job = JOB) -> LedgerJob:
+    return LedgerJob(job, (), (), 0, {}, 0, 0.0, 0, 0)
+
+
+def view(state: JobState = JobState.RUNNING, **changes: object) -> JobView:
+    fields = {
+        "id": JOB.id,
+        "name": JOB.name,
+        "model": JOB.model,
+        "state": state.value,
+        "rows": JOB.rows,
+        "rows_done": 0,
+        "rows_leased": 0,
+        "created_ms": JOB.created_ms,
+        "ended_ms": None,
+        "error": None,
+        "rows_duplicate": 0,
+        "rows_released_again": 0,
+        "compute_ms": 0.0,
+        "energy_mwh": 0,
+        "pay_micro": 0,
+        "vehicles": 0,
+    }
+    return JobView(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_an_empty_ledger_starts_at_one(ledger: Ledger) -> None:
+    ledger.commit([])
+    assert ledger.load() == LedgerSnapshot((), (), next_seq=1)
+    assert (ledger.ended_jobs(10), ledger.job_view("job-1"), ledger.rows_after("job-1", 0, 10)) == ([], None, [])
+
+
+def test_models_and_jobs_come_back_as_they_were(ledger: Ledger) -> None:
+    fixed = replace(MODEL, digest="ef" * 32, batch_rows=4)
+    plain = Job("job-2", "", fixed.digest, "cd" * 32, 1, 1, JobTerms(), created_ms=1)
+    ledger.commit([AddModel(fixed), AddModel(MODEL), AddJob(JOB), AddJob(plain)])
+    assert ledger.load() == LedgerSnapshot((MODEL, fixed), (fresh(plain), fresh()), next_seq=1)
+
+
+def test_a_model_may_be_added_again(ledger: Ledger) -> None:
+    for _ in range(2):
+        ledger.commit([AddModel(MODEL), AddModel(MODEL)])
+    assert ledger.load().models == (MODEL,)
+
+
+def test_a_running_job_comes_back_with_all_that_happened(ledger: Ledger) -> None:
+    ledger.commit([AddModel(MODEL), AddJob(JOB)])
+    ledger.commit([GrantLease(lease(0, 0, 10)), GrantLease(lease(1, 10, 20, "v2")), GrantLease(lease(2, 20, 30))])
+    ledger.commit([AddRows(accepted(1, (0, 4, 0))), AddRows(accepted(2, (10, 20, 0), vehicle="v2"))])
+    ledger.commit([EndLease(JOB.id, 1, LeaseEnd.DONE, 0, 50), EndLease(JOB.id, 0, LeaseEnd.LOST, 6, 51)])
+    ledger.commit([GrantLease(lease(3, 4, 10, "v2")), AddRows(accepted(3, (4, 6, 0), (8, 10, 4), vehicle="v2"))])
+    assert ledger.load() == LedgerSnapshot(
+        models=(MODEL,),
+        running=(
+            LedgerJob(
+                job=JOB,
+                done=((0, 6), (8, 20)),
+                leases=(lease(2, 20, 30), lease(3, 4, 10, "v2")),
+                next_chunk=4,
+                attempts={},
+                rows_released_again=6,
+                compute_ms=4.5,
+                energy_mwh=21,
+                pay_micro=33,
+            ),
+        ),
+        next_seq=4,
+    )
+    assert ledger.job_view(JOB.id) == view(
+        rows_done=18, rows_leased=16, rows_released_again=6, compute_ms=4.5, energy_mwh=21, pay_micro=33, vehicles=2
+    )
+
+
+def test_a_lease_may_be_granted_and_ended_in_one_round(ledger: Ledger) -> None:
+    ledger.commit([AddJob(JOB), EndLease(JOB.id, 0, LeaseEnd.RELEASED, 10, 5), GrantLease(lease(0, 0, 10))])
+    assert ledger.load().running == (replace(fresh(), next_chunk=1, rows_released_again=10),)
+
+
+def test_failures_are_counted_by_the_first_row_of_the_chunk(ledger: Ledger) -> None:
+    ledger.commit(
+        [AddJob(JOB), GrantLease(lease(0, 0, 10)), GrantLease(lease(1, 10, 20)), GrantLease(lease(2, 20, 30))]
+    )
+    ledger.commit([EndLease(JOB.id, 0, LeaseEnd.FAILED, 10, 5), EndLease(JOB.id, 1, LeaseEnd.EXPIRED, 10, 5)])
+    ledger.commit([GrantLease(lease(3, 0, 1, "v2")), EndLease(JOB.id, 3, LeaseEnd.FAILED, 1, 6)])
+    assert ledger.load().running[0].attempts == {0: 2}
+
+
+@pytest.mark.parametrize(
+    ("state", "error"), [(JobState.DONE, None), (JobState.FAILED, "row 3 failed"), (JobState.CANCELLED, None)]
+)
+def test_an_ended_job_is_no_longer_running_and_keeps_its_sums(
+    ledger: Ledger, state: JobState, error: str | None
+) -> None:
+    ledger.commit([AddJob(JOB), GrantLease(lease(0, 0, 60)), AddRows(accepted(1, (0, 60, 0)))])
+    ledger.commit([EndLease(JOB.id, 0, LeaseEnd.CANCELLED, 0, 8), EndJob(JOB.id, state, 9, error)])
+    assert ledger.load() == LedgerSnapshot((), (), next_seq=2)
+    ended = view(state, ended_ms=9, error=error, rows_done=60, compute_ms=1.5, energy_mwh=7, pay_micro=11, vehicles=1)
+    assert ledger.job_view(JOB.id) == ended
+    assert ledger.ended_jobs(10) == [ended]
+    assert ledger.rows_after(JOB.id, 0, 10) == [accepted(1, (0, 60, 0))]
+
+
+def test_a_job_ends_once(ledger: Ledger) -> None:
+    ledger.commit([AddJob(JOB), EndJob(JOB.id, JobState.DONE, 9)])
+    ledger.commit([EndJob(JOB.id, JobState.CANCELLED, 10, "too late")])
+    assert ledger.job_view(JOB.id) == view(JobState.DONE, ended_ms=9)
+
+
+def test_ended_jobs_come_latest_first(ledger: Ledger) -> None:
+    ledger.commit([AddJob(replace(JOB, id=f"job-{n}")) for n in range(5)])
+    ledger.commit([EndJob(f"job-{n}", JobState.DONE, ended_ms) for n, ended_ms in enumerate([30, 10, 50, 20])])
+    assert [found.id for found in ledger.ended_jobs(3)] == ["job-2", "job-0", "job-3"]
+
+
+def test_results_of_one_job_follow_its_cursor(ledger: Ledger) -> None:
+    other = replace(JOB, id="job-2")
+    by_reference = replace(accepted(5, (9, 10, 0)), payload=None, payload_ref="ff" * 32)
+    mine = [accepted(1, (0, 3, 0)), accepted(3, (3, 5, 0), (7, 9, 2)), by_reference]
+    ledger.commit([AddJob(JOB), AddJob(other), AddRows(accepted(2, (0, 9, 0), job="job-2")), *map(AddRows, mine)])
+    assert ledger.rows_after(JOB.id, 0, 10) == mine
+    assert ledger.rows_after(JOB.id, 0, 2) == mine[:2]
+    assert ledger.rows_after(JOB.id, 1, 10) == mine[1:]
+    assert ledger.rows_after(JOB.id, 5, 10) == []
+    assert ledger.load().next_seq == 6
+
+
+@pytest.mark.parametrize(
+    "twice", [AddRows(accepted(1, (5, 6, 0))), AddJob(JOB), GrantLease(lease(0, 0, 10))], ids=["result", "job", "lease"]
+)
+def test_a_round_that_cannot_be_kept_is_dropped_as_a_whole(ledger: Ledger, twice: LedgerWrite) -> None:
+    ledger.commit([AddJob(JOB), GrantLease(lease(0, 0, 10)), AddRows(accepted(1, (0, 1, 0)))])
+    before = ledger.load()
+    good = [
+        AddModel(MODEL),
+        GrantLease(lease(1, 10, 20)),
+        AddRows(accepted(2, (1, 2, 0))),
+        EndJob(JOB.id, JobState.DONE, 9),
+    ]
+    with pytest.raises(StoreUnavailable):
+        ledger.commit([*good, twice])
+    assert ledger.load() == before
+    ledger.commit(good)
+    assert ledger.load().running == ()
+
+
+def test_a_ledger_belongs_to_one_at_a_time(kind: str, ledger: Ledger, tmp_path: Path) -> None:
+    second = make_ledger(kind, tmp_path)
+    with pytest.raises(StoreUnavailable):
+        second.open()
+    ledger.commit([AddJob(JOB)])
+
+
+def test_a_ledger_that_is_not_open_says_so(kind: str, tmp_path: Path) -> None:
+    ledger = make_ledger(kind, tmp_path)
+    with pytest.raises(StoreUnavailable):
+        ledger.load()
+    ledger.close()
+
+
+RANGES = st.tuples(st.integers(0, 99), st.integers(1, 20)).map(lambda pair: (pair[0], min(100, sum(pair))))
+CHUNKS = st.integers(0, 30)
+STEPS = st.one_of(
+    st.tuples(st.just("lease"), RANGES, st.sampled_from(["v1", "v2", "v3"])),
+    st.tuples(st.just("end"), st.sampled_from(LeaseEnd), CHUNKS),
+    st.tuples(st.just("rows"), RANGES, st.sampled_from(["v1", "v2", "v3"])),
+)
+
+
+@settings(max_examples=40)
+@given(rounds=st.lists(st.lists(STEPS, max_size=8), max_size=6), ends=st.booleans())
+@pytest.mark.parametrize("kind", LEDGERS)
+def test_whatever_is_written_is_loaded_by_the_next_process(kind: str, rounds: list[list[tuple]], ends: bool) -> None:  # type: ignore[type-arg]
+    done: set[int] = set()
+    open_leases: dict[int, LeaseRecord] = {}
+    attempts: dict[int, int] = {}
+    results: list[AcceptedRows] = []
+    chunk = released = 0
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = make_ledger(kind, Path(folder))
+        ledger.open()
+        ledger.commit([AddModel(MODEL), AddJob(JOB)])
+        for steps in rounds:
+            writes: list[LedgerWrite] = []
+            for what, *facts in steps:
+                if what == "lease":
+                    open_leases[chunk] = lease(chunk, *facts[0], facts[1])
+                    writes.append(GrantLease(open_leases[chunk]))
+                    chunk += 1
+                elif what == "end" and facts[1] in open_leases:
+                    ended = open_leases.pop(facts[1])
+                    back = 0 if facts[0] is LeaseEnd.DONE else ended.stop - ended.start
+                    released += back
+                    if facts[0] is LeaseEnd.FAILED:
+                        attempts[ended.start] = attempts.get(ended.start, 0) + 1
+                    writes.append(EndLease(JOB.id, ended.chunk, facts[0], back, 77))
+                elif what == "rows" and (new := set(range(*facts[0])) - done):
+                    done |= new
+                    pieces = [(row, row + 1, row - facts[0][0]) for row in sorted(new)]
+                    results.append(accepted(len(results) + 1, *pieces, vehicle=facts[1]))
+                    writes.append(AddRows(results[-1]))
+            ledger.commit(writes)
+        if ends:
+            ledger.commit([EndJob(JOB.id, JobState.CANCELLED, 99)])
+        before = ledger.load()
+        ledger.close()
+        ledger = make_ledger(kind, Path(folder))
+        ledger.open()
+        after = ledger.load()
+        rows = ledger.rows_after(JOB.id, 0, 1000)
+        shown = ledger.job_view(JOB.id)
+        ledger.close()
+    assert after == before
+    assert rows == results
+    assert shown is not None
+    assert (shown.rows_done, shown.rows_released_again) == (len(done), released)
+    assert (shown.energy_mwh, shown.vehicles) == (7 * len(results), len({result.vehicle for result in results}))
+    if ends:
+        assert (after.running, shown.rows_leased) == ((), 0)
+    else:
+        (running,) = after.running
+        assert {row for start, stop in running.done for row in range(start, stop)} == done
+        assert all(first[1] < second[0] for first, second in zip(running.done, running.done[1:], strict=False))
+        assert running.leases == tuple(open_leases.values())
+        assert (running.attempts, running.next_chunk, running.rows_released_again) == (attempts, chunk, released)
+
+
+def commit_until_killed(kind: str, folder: Path, report: Connection) -> None:
+    ledger = make_ledger(kind, folder)
+    ledger.open()
+    ledger.commit([AddJob(replace(JOB, rows=10_000_000))])
+    for seq in range(1, 1_000_000):
+        ledger.commit([GrantLease(lease(seq, seq, seq + 1)), AddRows(accepted(seq, (seq, seq + 1, 0)))])
+        report.send(seq)
+
+
+def test_what_was_committed_survives_a_kill(kind: str, tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    child = spawn.Process(target=commit_until_killed, args=(kind, tmp_path, theirs))
+    child.start()
+    theirs.close()
+    assert child.pid is not None
+    while (last := ours.recv()) < 100:
+        pass
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    try:
+        while True:
+            last = ours.recv()
+    except EOFError:
+        pass
+    ledger = make_ledger(kind, tmp_path)
+    ledger.open()
+    (job,) = ledger.load().running
+    ledger.close()
+    kept = job.next_chunk
+    assert kept in (last + 1, last + 2)  # the one under way may have been kept as well
+    assert (job.done, len(job.leases)) == (((1, kept),), kept - 1)
+
+
+def test_a_ledger_of_a_newer_program_is_refused_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    newer = sqlite3.connect(path)
+    newer.executescript("CREATE TABLE leases (something TEXT); PRAGMA user_version = 999")
+    newer.close()
+    with pytest.raises(StoreUnavailable, match="version 999") as refusal:
+        SqliteLedger(path).open()
+    assert refusal.value.code == "ledger_too_new"
+    newer = sqlite3.connect(path)
+    assert newer.execute("PRAGMA user_version").fetchone() == (999,)
+    assert newer.execute("SELECT name FROM sqlite_schema").fetchall() == [("leases",)]
+    newer.close()
+
+
+def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    path.write_bytes(b"this is a text and no database" * 100)
+    with pytest.raises(StoreUnavailable, match="ledger"):
+        SqliteLedger(path).open()
+    with pytest.raises(StoreUnavailable):
+        SqliteLedger(tmp_path / "nowhere" / "ledger.db").open()
