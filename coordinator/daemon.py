@@ -77,7 +77,7 @@ async def run_coordinator(settings: CoordinatorSettings, random_source: random.R
         settings.fleet, brain, ledger, blobs, inputs, OnnxInspector(), refusals, link.connected.is_set
     )
     await brain.open()
-    await asyncio.to_thread(store.open)
+    await telemetry.open()
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(brain.run(dispatch.put), name="brain")
@@ -93,7 +93,7 @@ async def run_coordinator(settings: CoordinatorSettings, random_source: random.R
     finally:
         async with asyncio.timeout(_STOP_STEP_S):
             await brain.close()
-        await asyncio.to_thread(store.close)
+            await telemetry.close()
 
 
 async def _until_signalled() -> None:

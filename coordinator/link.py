@@ -8,6 +8,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from coordinator.brain import Brain, wall_clock_ms
@@ -38,7 +39,17 @@ class TelemetryWriter:
 
     def __init__(self, store: TelemetryStore) -> None:
         self._store = store
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="telemetry")
         self._queue: asyncio.Queue[tuple[TelemetryBatch, Callable[[], None]]] = asyncio.Queue(_WAITING_BATCHES)
+
+    async def open(self) -> None:
+        """Open the store. Raises StoreUnavailable."""
+        await self._in_thread(self._store.open)
+
+    async def close(self) -> None:
+        """Close the store after the write that is under way."""
+        await self._in_thread(self._store.close)
+        self._thread.shutdown()
 
     async def put(self, batch: TelemetryBatch, kept: Callable[[], None]) -> None:
         """Queue a batch; waits while too many wait, which holds the broker back."""
@@ -50,9 +61,12 @@ class TelemetryWriter:
             waiting = [await self._queue.get()]
             while not self._queue.empty():
                 waiting.append(self._queue.get_nowait())
-            await asyncio.to_thread(self._store.append, [batch for batch, _ in waiting])
+            await self._in_thread(self._store.append, [batch for batch, _ in waiting])
             for _, kept in waiting:
                 kept()
+
+    async def _in_thread(self, call: Callable[..., None], *arguments: object) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
 
 
 @dataclass(frozen=True, slots=True)
