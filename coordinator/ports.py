@@ -31,7 +31,6 @@ class LedgerJob:
     done: tuple[tuple[int, int], ...]
     leases: tuple[LeaseRecord, ...]
     next_chunk: int
-    attempts: dict[int, int]
     rows_released_again: int
     compute_ms: float
     energy_mwh: int

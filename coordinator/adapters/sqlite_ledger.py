@@ -129,7 +129,6 @@ class SqliteLedger:
             done=_merged((piece.start, piece.stop) for pieces in accepted for piece in pieces),
             leases=tuple(LeaseRecord(*lease) for lease in self._all("open_leases", job.id)),
             next_chunk=next_chunk,
-            attempts=dict(self._all("failed_attempts", job.id)),
             rows_released_again=row["rows_released_again"],
             compute_ms=compute_ms,
             energy_mwh=energy_mwh,

@@ -71,7 +71,7 @@ def ledger(kind: str, tmp_path: Path) -> Iterator[Ledger]:
 
 
 def fresh(job: Job = JOB) -> LedgerJob:
-    return LedgerJob(job, (), (), 0, {}, 0, 0.0, 0, 0)
+    return LedgerJob(job, (), (), 0, 0, 0.0, 0, 0)
 
 
 def view(state: JobState = JobState.RUNNING, **changes: object) -> JobView:
@@ -129,7 +129,6 @@ def test_a_running_job_comes_back_with_all_that_happened(ledger: Ledger) -> None
                 done=((0, 6), (8, 20)),
                 leases=(lease(2, 20, 30), lease(3, 4, 10, "v2")),
                 next_chunk=4,
-                attempts={},
                 rows_released_again=6,
                 compute_ms=4.5,
                 energy_mwh=21,
@@ -146,15 +145,6 @@ def test_a_running_job_comes_back_with_all_that_happened(ledger: Ledger) -> None
 def test_a_lease_may_be_granted_and_ended_in_one_round(ledger: Ledger) -> None:
     ledger.commit([AddJob(JOB), EndLease(JOB.id, 0, LeaseEnd.RELEASED, 10, 5), GrantLease(lease(0, 0, 10))])
     assert ledger.load().running == (replace(fresh(), next_chunk=1, rows_released_again=10),)
-
-
-def test_failures_are_counted_by_the_first_row_of_the_chunk(ledger: Ledger) -> None:
-    ledger.commit(
-        [AddJob(JOB), GrantLease(lease(0, 0, 10)), GrantLease(lease(1, 10, 20)), GrantLease(lease(2, 20, 30))]
-    )
-    ledger.commit([EndLease(JOB.id, 0, LeaseEnd.FAILED, 10, 5), EndLease(JOB.id, 1, LeaseEnd.EXPIRED, 10, 5)])
-    ledger.commit([GrantLease(lease(3, 0, 1, "v2")), EndLease(JOB.id, 3, LeaseEnd.FAILED, 1, 6)])
-    assert ledger.load().running[0].attempts == {0: 2}
 
 
 @pytest.mark.parametrize(
@@ -244,7 +234,6 @@ STEPS = st.one_of(
 def test_whatever_is_written_is_loaded_by_the_next_process(kind: str, rounds: list[list[tuple]], ends: bool) -> None:  # type: ignore[type-arg]
     done: set[int] = set()
     open_leases: dict[int, LeaseRecord] = {}
-    attempts: dict[int, int] = {}
     results: list[AcceptedRows] = []
     chunk = released = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -262,8 +251,6 @@ def test_whatever_is_written_is_loaded_by_the_next_process(kind: str, rounds: li
                     ended = open_leases.pop(facts[1])
                     back = 0 if facts[0] is LeaseEnd.DONE else ended.stop - ended.start
                     released += back
-                    if facts[0] is LeaseEnd.FAILED:
-                        attempts[ended.start] = attempts.get(ended.start, 0) + 1
                     writes.append(EndLease(JOB.id, ended.chunk, facts[0], back, 77))
                 elif what == "rows" and (new := set(range(*facts[0])) - done):
                     done |= new
@@ -293,7 +280,7 @@ def test_whatever_is_written_is_loaded_by_the_next_process(kind: str, rounds: li
         assert {row for start, stop in running.done for row in range(start, stop)} == done
         assert all(first[1] < second[0] for first, second in zip(running.done, running.done[1:], strict=False))
         assert running.leases == tuple(open_leases.values())
-        assert (running.attempts, running.next_chunk, running.rows_released_again) == (attempts, chunk, released)
+        assert (running.next_chunk, running.rows_released_again) == (chunk, released)
 
 
 def commit_until_killed(kind: str, folder: Path, report: Connection) -> None:

@@ -75,7 +75,6 @@ class Memory:
             done,
             leases,
             self.chunks.get(name, 0),
-            {},
             self.released.get(name, 0),
             compute_ms,
             int(energy_mwh),

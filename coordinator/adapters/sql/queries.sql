@@ -63,10 +63,6 @@ FROM leases WHERE job = ? AND ended IS NULL ORDER BY chunk;
 -- The number that no lease of a job has had yet.
 SELECT coalesce(max(chunk) + 1, 0) FROM leases WHERE job = ?;
 
--- name: failed_attempts
--- How often leases of a job failed, by the first row of the chunk.
-SELECT start, count(*) FROM leases WHERE job = ? AND ended = 'failed' GROUP BY start;
-
 -- name: sums_of_job
 -- What a job took so far.
 SELECT coalesce(sum(compute_ms), 0.0), coalesce(sum(energy_mwh), 0), coalesce(sum(pay_micro), 0)
