@@ -1,0 +1,72 @@
+"""A bounded store on disk for result messages that could not be sent. Knows neither the link nor what they say.
+
+What it promises: a message that was put in is still there after the process is killed, until it is removed or shed.
+After a power cut the newest ones may be missing: their rows are leased again, so that is not worth an fsync each.
+"""
+
+import sqlite3
+from collections import Counter
+from pathlib import Path
+
+__all__ = ["Spool"]
+
+_SCHEMA = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;
+CREATE TABLE IF NOT EXISTS message (id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, payload BLOB NOT NULL);
+"""
+_TOTAL = "SELECT coalesce(sum(length(payload)), 0) FROM message"
+_PUT = "INSERT INTO message (topic, payload) VALUES (?, ?)"
+_BETWEEN = "SELECT id, topic, payload FROM message WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
+_LAST = "SELECT coalesce(max(id), 0) FROM message"
+_OLDEST = "SELECT id, length(payload) FROM message ORDER BY id LIMIT 1"
+_REMOVE = "DELETE FROM message WHERE id = ? RETURNING length(payload)"
+
+
+class Spool:
+    """Messages in the order in which they were put; over `max_bytes` the oldest are shed and counted."""
+
+    def __init__(self, database: sqlite3.Connection, max_bytes: int, counters: Counter[str]) -> None:
+        self._database = database
+        self._max_bytes = max_bytes
+        self._counters = counters
+        self._bytes: int = database.execute(_TOTAL).fetchone()[0]
+
+    @classmethod
+    def open(cls, path: Path, max_bytes: int, counters: Counter[str]) -> "Spool":
+        """Open or create the file."""
+        database = sqlite3.connect(path, isolation_level=None)
+        database.executescript(_SCHEMA)
+        return cls(database, max_bytes, counters)
+
+    def put(self, messages: list[tuple[str, bytes]]) -> None:
+        """Store messages (topic, payload) in one transaction, and shed what is too much then."""
+        with self._transaction():
+            self._database.executemany(_PUT, messages)
+            self._bytes += sum(len(payload) for _, payload in messages)
+            while self._bytes > self._max_bytes:
+                oldest, size = self._database.execute(_OLDEST).fetchone()
+                self._database.execute(_REMOVE, (oldest,)).fetchall()
+                self._bytes -= size
+                self._counters["spool_shed"] += 1
+
+    def last_id(self) -> int:
+        """Return the newest message's id, 0 when there is none."""
+        return int(self._database.execute(_LAST).fetchone()[0])
+
+    def between(self, after_id: int, last_id: int, limit: int) -> list[tuple[int, str, bytes]]:
+        """Return the oldest messages with ids past `after_id` and up to `last_id`, as (id, topic, payload)."""
+        return self._database.execute(_BETWEEN, (after_id, last_id, limit)).fetchall()
+
+    def remove(self, message_id: int) -> None:
+        """Forget a message, which may have been shed already."""
+        for (size,) in self._database.execute(_REMOVE, (message_id,)).fetchall():
+            self._bytes -= size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def _transaction(self) -> sqlite3.Connection:
+        self._database.execute("BEGIN")
+        return self._database
