@@ -12,8 +12,8 @@ from simulator.traces import CarTrace, signals_at
 
 __all__ = ["Replay", "SimulatedCar"]
 
+# Above what the car uses anyway.
 COMPUTE_W = 25.0
-_IDLE_W = 2.0
 _IDLE_C = 35.0
 _BUSY_C = 62.0
 _COMPUTE_TIME_MS = 20_000
@@ -71,7 +71,7 @@ class SimulatedCar:
         self._compute_c = _warmed(self._compute_c, elapsed_ms, computing=self._computing)
         self._read_ms = now_ms
         signals.compute_temperature_c = self._compute_c
-        signals.compute_power_w = COMPUTE_W if self._computing else _IDLE_W
+        signals.compute_power_w = COMPUTE_W if self._computing else 0.0
         return signals
 
     async def changed(self, now_ms: int) -> None:

@@ -16,8 +16,9 @@ from simulator.traces import HOUR_MS, CarTrace, plug_in_at
 __all__ = ["CarChoice", "FleetChoice", "choose_fleet"]
 
 SOON_MS = 3 * HOUR_MS
-_LEAVING_SHARE = 1 / 2
 _AWAY_SHARE = 1 / 3
+_STAYING_SHARE = 1 / 6
+_LEAST_STAYING = 2
 
 
 class CarChoice(Struct, frozen=True):
@@ -43,11 +44,12 @@ def choose_fleet(vehicles: int, seed: int) -> FleetChoice:
     leaving, staying, coming, away = _by_kind(traces, start_ms)
     for kind in (leaving, staying, coming, away):
         draw.shuffle(kind)
-    leaving_count, away_count = round(vehicles * _LEAVING_SHARE), round(vehicles * _AWAY_SHARE)
+    staying_count = min(vehicles, max(_LEAST_STAYING, round(vehicles * _STAYING_SHARE)))
+    away_count = min(vehicles - staying_count, round(vehicles * _AWAY_SHARE))
     drawn = [
-        *islice(cycle(leaving), leaving_count),
+        *islice(cycle(leaving), vehicles - staying_count - away_count),
         *islice(cycle(coming + away), away_count),
-        *islice(cycle(staying), vehicles - leaving_count - away_count),
+        *islice(cycle(staying), staying_count),
     ]
     draw.shuffle(drawn)
     cars = tuple(CarChoice(f"car-{number:02}", trace) for number, trace in enumerate(drawn, 1))

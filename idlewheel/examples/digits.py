@@ -55,6 +55,7 @@ DIGITS: Final = Example(
     name="digits",
     description="reads handwritten digits with a small network",
     attribution="digits: E. Alpaydin and C. Kaynak (1998), UCI, CC BY 4.0, by way of scikit-learn (BSD 3-Clause)",
+    default_rows=50_000,
     compared_with="what the writer meant",
     model=_model,
     rows=_rows,

@@ -30,6 +30,7 @@ class Example:
     name: str
     description: str
     attribution: str
+    default_rows: int
     compared_with: str
     model: Callable[[], bytes]
     rows: Callable[[int, int], ExampleRows]

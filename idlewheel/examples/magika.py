@@ -8,6 +8,7 @@ import os
 import random
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -112,6 +113,12 @@ def _model() -> bytes:
     return _asset("model.onnx").read_bytes()
 
 
+@cache
+def _labels() -> list[str]:
+    labels: list[str] = json.loads(_asset("config.min.json").read_text())["target_labels_space"]
+    return labels
+
+
 def _rows(limit: int, seed: int) -> ExampleRows:
     """Up to `limit` files, of as many types as there are: every extension gives one in turn, as long as it has any."""
     features: list[Array] = []
@@ -155,7 +162,7 @@ def _files_in_turn(draw: random.Random) -> Iterator[tuple[Path, Path]]:
 
 def _answers(outputs: dict[str, Array]) -> list[str]:
     (scores,) = outputs.values()
-    labels = json.loads(_asset("config.min.json").read_text())["target_labels_space"]
+    labels = _labels()
     return [labels[index] for index in scores.argmax(axis=1)]
 
 
@@ -167,6 +174,7 @@ MAGIKA: Final = Example(
     name="magika",
     description="recognises the types of this Python's own files",
     attribution="model: Google's Magika, Apache-2.0, from the package `magika`",
+    default_rows=2000,
     compared_with="the file's extension",
     model=_model,
     rows=_rows,

@@ -105,7 +105,7 @@ def test_computing_takes_power_and_makes_heat() -> None:
     seen += [(busy := car.read(60_000)).compute_power_w, busy.compute_temperature_c]
     car.set_computing(False)
     seen += [(idle := car.read(600_000)).compute_power_w, idle.compute_temperature_c]
-    assert seen == [2.0, 35.0, 25.0, pytest.approx(60.7, abs=0.1), 2.0, pytest.approx(35.0, abs=0.1)]
+    assert seen == [0.0, 35.0, 25.0, pytest.approx(60.7, abs=0.1), 0.0, pytest.approx(35.0, abs=0.1)]
 
 
 async def test_a_pulled_cable_is_announced() -> None:

@@ -1,0 +1,78 @@
+"""A broker, a coordinator and agents as child processes of ours, on loopback: what `up` and `demo` are made of."""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from idlewheel.agent_host import HostedCar, HostSpec
+from idlewheel.brokers import Broker, start_broker
+from idlewheel.processes import Child, run_child
+
+__all__ = ["BrokerChoice", "LocalFleet", "run_agents", "run_local_fleet"]
+
+BrokerChoice = Literal["auto", "mosquitto", "embedded"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFleet:
+    """A running broker and coordinator; `url` is where the coordinator serves."""
+
+    broker: Broker
+    coordinator: Child
+    url: str
+    fleet: str
+    directory: Path
+
+
+@contextlib.asynccontextmanager
+async def run_local_fleet(
+    directory: Path,
+    *,
+    broker: BrokerChoice = "auto",
+    fleet: str = "demo",
+    http_host: str = "127.0.0.1",
+    http_port: int = 0,
+) -> AsyncIterator[LocalFleet]:
+    """Run a broker and a coordinator with all their files in `directory`. Raises BrokerFailed, ChildFailed."""
+    async with start_broker(broker, _folder(directory / "broker")) as running:
+        environment = {
+            "BROKER_HOST": running.host,
+            "BROKER_PORT": str(running.port),
+            "HTTP_HOST": http_host,
+            "HTTP_PORT": str(http_port),
+            "DATA": str(_folder(directory / "coordinator")),
+            "FLEET": fleet,
+        }
+        async with run_child(
+            "the coordinator",
+            ["-m", "coordinator.daemon"],
+            directory / "coordinator.log",
+            environment={f"IDLEWHEEL_COORDINATOR_{name}": value for name, value in environment.items()},
+        ) as coordinator:
+            yield LocalFleet(running, coordinator, coordinator.ready["http"], fleet, directory)
+
+
+@contextlib.asynccontextmanager
+async def run_agents(local: LocalFleet, name: str, cars: Sequence[HostedCar]) -> AsyncIterator[Child]:
+    """Run the agents of some cars in one process. Raises ChildFailed."""
+    spec = HostSpec(
+        broker_host=local.broker.host,
+        broker_port=local.broker.port,
+        fleet=local.fleet,
+        data=str(_folder(local.directory / "vehicles")),
+        cars=tuple(cars),
+    )
+    file = local.directory / f"{name}.json"
+    file.write_bytes(msgspec.json.encode(spec))
+    arguments = ["-m", "idlewheel.agent_host", "--spec", str(file)]
+    async with run_child(f"the agents of {name}", arguments, local.directory / f"{name}.log") as child:
+        yield child
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path

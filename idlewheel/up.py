@@ -1,0 +1,127 @@
+"""`idlewheel up`: a broker, a coordinator and, if asked, simulated cars on this machine, until Ctrl-C or SIGTERM.
+
+Nothing is started again: when a part ends by itself, all of it ends, and says so.
+"""
+
+import asyncio
+import contextlib
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from idlewheel.agent_host import HostedCar
+from idlewheel.brokers import BrokerFailed, is_answering
+from idlewheel.errors import BadInput
+from idlewheel.local_fleet import BrokerChoice, LocalFleet, run_agents, run_local_fleet
+from idlewheel.processes import Child, ChildFailed
+from simulator.car import Replay
+from simulator.traces import parked
+
+__all__ = ["up"]
+
+_BROKER_CHECK_S = 5.0
+
+
+class _Stopped(Exception):
+    """A signal asked for the end."""
+
+
+def up(
+    vehicles: Annotated[int, typer.Option(min=0, max=1000, help="Simulated cars, plugged in for good.")] = 0,
+    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the coordinator serves.")] = "127.0.0.1:8470",
+    broker: Annotated[BrokerChoice, typer.Option(help="auto takes Mosquitto when it is installed.")] = "auto",
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep all data here; else nothing is kept.")] = None,
+    fleet: Annotated[str, typer.Option(help="The fleet's name.")] = "demo",
+) -> None:
+    """Serve until Ctrl-C: broker, coordinator, simulated cars."""
+    host, port = parse_address(http)
+    try:
+        with _directory(data) as directory:
+            asyncio.run(_serve(directory, vehicles, host, port, broker, fleet))
+    except* (ChildFailed, BrokerFailed) as errors:
+        for error in errors.exceptions:
+            typer.echo(f"idlewheel up: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT. Raises BadInput."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise BadInput(f"{text!r} is no HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+@contextlib.contextmanager
+def _directory(data: Path | None) -> Iterator[Path]:
+    if data is not None:
+        data.mkdir(parents=True, exist_ok=True)
+        yield data.resolve()
+    else:
+        with tempfile.TemporaryDirectory(prefix="idlewheel-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+
+
+async def _serve(directory: Path, vehicles: int, host: str, port: int, broker: BrokerChoice, fleet: str) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_raise_when(stop), name="signals")
+            tasks.create_task(_run(directory, vehicles, host, port, broker, fleet), name="fleet")
+    except* _Stopped:
+        typer.echo("stopped")
+
+
+async def _raise_when(stop: asyncio.Event) -> None:
+    await stop.wait()
+    raise _Stopped
+
+
+async def _run(directory: Path, vehicles: int, host: str, port: int, broker: BrokerChoice, fleet: str) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        local = await stack.enter_async_context(
+            run_local_fleet(directory, broker=broker, fleet=fleet, http_host=host, http_port=port)
+        )
+        children = [local.coordinator]
+        if vehicles:
+            children.append(await stack.enter_async_context(run_agents(local, "cars", _parked_cars(vehicles))))
+        _announce(local, vehicles)
+        await _watch(local, children)
+
+
+def _parked_cars(vehicles: int) -> list[HostedCar]:
+    now_ms = time.time_ns() // 1_000_000
+    replay = Replay(trace_ms=now_ms, start_ms=now_ms)
+    return [HostedCar(f"car-{number:02}", parked(now_ms), replay) for number in range(1, vehicles + 1)]
+
+
+def _announce(local: LocalFleet, vehicles: int) -> None:
+    typer.echo(f"coordinator  {local.url}")
+    typer.echo(f"broker       mqtt://{local.broker.host}:{local.broker.port} ({local.broker.kind})")
+    typer.echo(f"vehicles     {vehicles} simulated")
+    typer.echo(f"files        {local.directory}")
+    typer.echo(f"Submit with: IDLEWHEEL_URL={local.url} idlewheel submit MODEL.onnx ROWS.npz -o OUT.npz")
+    typer.echo("Ctrl-C ends it.")
+    sys.stdout.flush()
+
+
+async def _watch(local: LocalFleet, children: list[Child]) -> None:
+    """Return never; raise ChildFailed or BrokerFailed when a part does not live any more."""
+    async with asyncio.TaskGroup() as tasks:
+        for child in children:
+            tasks.create_task(child.expect_running(), name=child.name)
+        tasks.create_task(_expect_broker(local), name="broker")
+
+
+async def _expect_broker(local: LocalFleet) -> None:
+    while await is_answering(local.broker.host, local.broker.port):  # noqa: ASYNC110 - nobody tells us
+        await asyncio.sleep(_BROKER_CHECK_S)
+    raise BrokerFailed(f"{local.broker.kind} broker on port {local.broker.port} does not answer any more")
