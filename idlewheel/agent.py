@@ -35,7 +35,12 @@ def agent(
     speed_up: Annotated[float, typer.Option(min=0.001, help="How much faster than it happened a trace is.")] = 1.0,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="The agent's files; default: by its id.")] = None,
 ) -> None:
-    """Be one vehicle until Ctrl-C. More settings by environment: IDLEWHEEL_AGENT_*."""
+    """Be one vehicle until Ctrl-C. More settings by environment: IDLEWHEEL_AGENT_*.
+
+    \b
+    Example:
+      idlewheel agent --broker 127.0.0.1:1883 --vehicle car-01 --simulated
+    """
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     host, port = parse_address(broker)
     given = {

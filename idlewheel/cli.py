@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from idlewheel.cli_lazy import Program
 from idlewheel.errors import BadInput, IdlewheelError, JobFailed, Unreachable
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _INTERRUPTED: Final = 130
 
 app = typer.Typer(
     name="idlewheel",
+    cls=Program,
     help="An inference cloud made of parked cars: run ONNX models on a fleet.",
     no_args_is_help=True,
     add_completion=False,

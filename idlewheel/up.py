@@ -39,7 +39,12 @@ def up(
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep all data here; else nothing is kept.")] = None,
     fleet: Annotated[str, typer.Option(help="The fleet's name.")] = "demo",
 ) -> None:
-    """Serve until Ctrl-C: broker, coordinator, simulated cars."""
+    """Serve until Ctrl-C: broker, coordinator, simulated cars.
+
+    \b
+    Example:
+      idlewheel up --vehicles 4
+    """
     host, port = parse_address(http)
     try:
         with _directory(data) as directory:

@@ -52,7 +52,12 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON; all else as errors.")] = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON.")] = None,
 ) -> None:
-    """Watch a fleet of cars compute something real and right, while cars leave."""
+    """Watch a fleet of cars compute something real and right, while cars leave.
+
+    \b
+    Example:
+      idlewheel demo --example digits --seed 7
+    """
     console = Console(stderr=as_json, highlight=False)
     chosen = EXAMPLES[example]
     options = _Options(chosen, rows or chosen.default_rows, vehicles, seed, speed_up, broker)

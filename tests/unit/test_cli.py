@@ -9,7 +9,7 @@ import pytest
 
 from idlewheel.cli import main
 
-COMMANDS = ["submit", "result", "jobs", "vehicles", "why", "cancel", "status"]
+COMMANDS = ["submit", "result", "jobs", "vehicles", "why", "cancel", "status", "agent", "demo", "up"]
 NOBODY = "http://127.0.0.1:9"  # the discard port, where nothing listens
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from click import Context
 from typer.main import get_command
 
 from coordinator.settings import CoordinatorSettings
@@ -74,7 +75,8 @@ def test_the_coordinator_understands_its_environment(monkeypatch: pytest.MonkeyP
 def test_the_cars_run_a_command_that_there_is(car: str) -> None:
     program, name, *arguments = SERVICES[car]["command"]
     assert program == "idlewheel"
-    command = get_command(app).commands[name]  # type: ignore[attr-defined]
+    program_group = get_command(app)
+    command = program_group.get_command(Context(program_group), name)  # type: ignore[attr-defined]
     parsed = command.make_context(name, list(arguments))
     assert parsed.params["vehicle"] == car
     assert parsed.params["fleet"] == SERVICES["coordinator"]["environment"]["IDLEWHEEL_COORDINATOR_FLEET"]
