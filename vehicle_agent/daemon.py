@@ -21,7 +21,7 @@ from fleet_link import Session as Link
 from fleet_wire.bundle import decode_bundle, encode_bundle
 from fleet_wire.codec import CAPS, RESULT, STATE, TELEMETRY, MessageKind
 from fleet_wire.errors import WireError
-from fleet_wire.messages import BlobRef, Caps, CoordinatorState, Rebirth, Refusal, State, Telemetry
+from fleet_wire.messages import BlobRef, Caps, CoordinatorState, Notice, Rebirth, Refusal, State, Telemetry
 from fleet_wire.signals import Signals
 from fleet_wire.tensors import encode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
@@ -131,6 +131,7 @@ class _Agent:
         self._closing = False
         self._link: Link | None = None
         self._epoch = 0
+        self._is_born = False
         self._caps: Caps | None = None
         self._telemetry: TelemetryStream | None = None
         self._signals = Signals()
@@ -306,7 +307,7 @@ class _Agent:
     async def visit(self, link: Link, epoch: int) -> None:
         """Be present on one connection until it is lost. Raise LinkLost, LinkRefused or EpochBehind."""
         await link.subscribe(self._mailbox.filters)
-        self._link, self._epoch, self._caps = link, epoch, None
+        self._link, self._epoch, self._caps, self._is_born = link, epoch, None, False
         self._telemetry = TelemetryStream(epoch)
         self._tell_state()
         self._tell_caps()
@@ -337,20 +338,23 @@ class _Agent:
             return
         match mail:
             case State(online, epoch):
-                self._saw_own_state(epoch, online=online, is_stored=message.retain)
+                self._saw_own_state(epoch, online=online)
             case CoordinatorState(online, _, http_url):
                 self._saw_coordinator(http_url, online=online)
             case Rebirth():
                 self._tell_all(_now_ms())
+            case Notice(fault, topic, detail):
+                self._counters[f"notice_{fault}"] += 1
+                _log.warning("%s: the coordinator refused %s: %s (%s)", self._settings.vehicle, topic, detail, fault)
             case _:
                 self.handle(mail)
 
-    def _saw_own_state(self, epoch: int, *, online: bool, is_stored: bool) -> None:
+    def _saw_own_state(self, epoch: int, *, online: bool) -> None:
         if epoch > self._epoch:
             raise EpochBehind(epoch)
-        if is_stored:  # what stood there when we subscribed; our birth comes after it
-            return
-        if not online or epoch < self._epoch:  # an old Will now stands where our birth should
+        if online and epoch == self._epoch:
+            self._is_born = True
+        elif self._is_born:  # what came before our birth it has overwritten; what comes after it must not stand
             self._counters["state_overwritten"] += 1
             self._tell_state()
 

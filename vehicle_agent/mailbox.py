@@ -5,13 +5,13 @@ from typing import Protocol, assert_never
 
 from fleet_wire.codec import CONTROL, COORDINATOR, STATE, TASK, Control
 from fleet_wire.errors import WireError, WireFault
-from fleet_wire.messages import Cancel, CoordinatorState, Drain, Rebirth, Refusal, RefusalReason, State
+from fleet_wire.messages import Cancel, CoordinatorState, Drain, Notice, Rebirth, Refusal, RefusalReason, State
 from fleet_wire.topics import FleetTopics, JobTopic, VehicleChannel, parse_topic
 from vehicle_agent.events import Drained, Event, JobCancelled, TaskOffered
 
 __all__ = ["Mail", "Mailbox"]
 
-Mail = Event | State | CoordinatorState | Rebirth
+Mail = Event | State | CoordinatorState | Rebirth | Notice
 
 _REASONS = {
     WireFault.UNKNOWN_VERSION: RefusalReason.UNKNOWN_VERSION,
@@ -89,7 +89,7 @@ class Mailbox:
                 return JobCancelled(job, tuple(chunks))
             case Drain():
                 return Drained()
-            case Rebirth():
+            case Rebirth() | Notice():
                 return control
             case _:
                 assert_never(control)

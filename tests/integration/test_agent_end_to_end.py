@@ -1,0 +1,349 @@
+"""A whole agent on a real broker, with a coordinator played by the test: births, leases, rows, departures, restarts."""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fleet_link import ConnectOptions, LinkLost, connect
+from fleet_link import Session as Link
+from fleet_wire.bundle import decode_bundle, encode_bundle
+from fleet_wire.codec import CAPS, CONTROL, COORDINATOR, RESULT, STATE, TASK, TELEMETRY
+from fleet_wire.messages import (
+    BlobRef,
+    Cancel,
+    Caps,
+    CoordinatorState,
+    Lease,
+    Rebirth,
+    Refusal,
+    RefusalReason,
+    Rows,
+    State,
+    Task,
+    Telemetry,
+)
+from fleet_wire.signals import Signals
+from fleet_wire.tensors import decode_tensors, encode_tensors
+from fleet_wire.topics import FleetTopics, VehicleChannel
+from idlewheel.brokers import Broker
+from tests.integration.blob_server import BlobServer, serve_blobs
+from tests.integration.small_models import digest_of, doubling
+from vehicle_agent.daemon import run_agent
+from vehicle_agent.errors import IdentityTaken
+from vehicle_agent.link import stay_connected
+from vehicle_agent.presence import EpochFile
+from vehicle_agent.settings import AgentSettings
+
+TOPICS = FleetTopics("test")
+DEADLINE_S = 20.0
+
+
+class Car:
+    """A car whose signals the test sets."""
+
+    def __init__(self) -> None:
+        self.signals = Signals(
+            moving=False,
+            plugged=True,
+            charge_percent=80.0,
+            battery_temperature_c=20.0,
+            compute_temperature_c=30.0,
+            link_metered=False,
+            opted_in=True,
+        )
+        self.computing: list[bool] = []
+        self._changed = asyncio.Event()
+
+    def read(self, now_ms: int) -> Signals:
+        return self.signals
+
+    async def changed(self, now_ms: int) -> None:
+        await self._changed.wait()
+        self._changed.clear()
+
+    def set_computing(self, active: bool) -> None:
+        self.computing.append(active)
+
+    def set(self, **signals: Any) -> None:
+        for name, value in signals.items():
+            setattr(self.signals, name, value)
+        self._changed.set()
+
+
+class Coordinator:
+    """The other side, by hand: it keeps all that it hears."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.heard: list[tuple[str, Any]] = []
+        self._arrived = asyncio.Event()
+
+    async def listen(self) -> None:
+        kinds = {"state": STATE, "caps": CAPS, "tele": TELEMETRY}
+        while True:
+            messages = await self.link.receive()
+            for message in messages:
+                kind = kinds.get(message.topic.rsplit("/", 1)[1], RESULT)
+                self.heard.append((message.topic, kind.decode(message.payload, message.content_type)))
+            self.link.acknowledge(messages)
+            self._arrived.set()
+
+    def of(self, kind: type) -> list[Any]:
+        return [message for _, message in self.heard if isinstance(message, kind)]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while not condition():
+                self._arrived.clear()
+                await self._arrived.wait()
+
+    async def send(self, channel: VehicleChannel, kind: Any, message: Any) -> None:
+        topic = TOPICS.vehicle("car-1", channel)
+        await self.link.publish(topic, kind.encode(message), content_type=kind.content_type)
+
+    def outputs(self, job: str) -> dict[int, np.ndarray]:
+        rows: dict[int, np.ndarray] = {}
+        for message in self.of(Rows):
+            if message.job != job or message.outputs is None:
+                continue
+            values = iter(decode_tensors(message.outputs)["y"])
+            for span in message.spans:
+                for row in range(span.start, span.stop):
+                    assert row not in rows
+                    rows[row] = next(values)
+            assert next(values, None) is None
+        return rows
+
+
+@pytest.fixture
+def blobs() -> Iterator[BlobServer]:
+    with serve_blobs() as server:
+        yield server
+
+
+@pytest.fixture
+async def coordinator(broker: Broker, blobs: BlobServer) -> AsyncIterator[Coordinator]:
+    link = await connect(ConnectOptions(broker.host, broker.port, "coordinator"))
+    side = Coordinator(link)
+    await link.subscribe([(TOPICS.every_vehicle(VehicleChannel(name)), 1) for name in ("state", "caps", "tele")])
+    await link.subscribe([(TOPICS.every_result(), 1)])
+    state = CoordinatorState(online=True, epoch=1, http_url=blobs.url)
+    payload = COORDINATOR.encode(state)
+    await link.publish(TOPICS.coordinator("c"), payload, retain=True, content_type=COORDINATOR.content_type)
+    listening = asyncio.create_task(side.listen())
+    yield side
+    listening.cancel()
+    await link.close()
+
+
+@contextlib.asynccontextmanager
+async def running(settings: AgentSettings, car: Car, counters: Counter[str]) -> AsyncIterator[asyncio.Task[None]]:
+    agent = asyncio.create_task(run_agent(settings, car, random=random.Random(1), counters=counters))
+    try:
+        yield agent
+    finally:
+        agent.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await agent
+
+
+@pytest.fixture
+def settings(broker: Broker, tmp_path: Path) -> AgentSettings:
+    return AgentSettings(
+        fleet="test", vehicle="car-1", data_dir=tmp_path / "car", broker_port=broker.port, threads=1, sample_s=0.2
+    )
+
+
+def model_ref(blobs: BlobServer, path: Path) -> BlobRef:
+    digest = digest_of(path)
+    blobs.blobs[f"/v1/blobs/{digest}"] = path.read_bytes()
+    return BlobRef(digest, path.stat().st_size, f"/v1/blobs/{digest}")
+
+
+def task_of(model: BlobRef, leases: list[Lease], **fields: Any) -> Task:
+    rows = np.concatenate([np.arange(lease.start, lease.stop) for lease in leases])
+    given = {
+        "job": "job-1",
+        "epoch": 1,
+        "model": model,
+        "deadline_ms": time.time_ns() // 1_000_000 + 60_000,
+        "consent_version": 0,
+        "leases": leases,
+        "inputs": encode_tensors({"x": np.repeat(rows[:, None], 3, axis=1).astype(np.float32)}),
+    }
+    return Task(**(given | fields))
+
+
+async def test_a_car_is_born_computes_its_leases_and_says_goodbye(
+    coordinator: Coordinator, settings: AgentSettings, blobs: BlobServer, tmp_path: Path
+) -> None:
+    model = model_ref(blobs, doubling(tmp_path / "m.onnx"))
+    car, counters = Car(), Counter[str]()
+    async with running(settings, car, counters):
+        await coordinator.until(lambda: any(each.snapshot for each in coordinator.of(Telemetry)))
+        assert [State(True, 1, each.ts_ms) for each in coordinator.of(State)] == coordinator.of(State)
+        leases = [Lease(chunk, 10 * chunk, 10 * chunk + 7) for chunk in range(30)]
+        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, leases))
+        wanted = {row for lease in leases for row in range(lease.start, lease.stop)}
+        await coordinator.until(lambda: coordinator.outputs("job-1").keys() == wanted)
+        assert all((values == 2 * row).all() for row, values in coordinator.outputs("job-1").items())
+        await coordinator.until(lambda: any(model.digest in caps.models for caps in coordinator.of(Caps)))
+        assert car.computing[:1] == [True]
+    await coordinator.until(lambda: not coordinator.of(State)[-1].online)
+    assert coordinator.of(State)[-1].epoch == 1
+    assert not coordinator.of(Refusal)
+
+
+async def test_unplugging_stops_the_work_at_once_and_gives_the_leases_back(
+    coordinator: Coordinator, settings: AgentSettings, blobs: BlobServer, tmp_path: Path
+) -> None:
+    model = model_ref(blobs, doubling(tmp_path / "m.onnx"))
+    blobs.status = 503  # so that the leases stay open
+    car, counters = Car(), Counter[str]()
+    async with running(settings, car, counters):
+        await coordinator.until(lambda: len(coordinator.heard) >= 3)
+        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(4, 0, 5), Lease(9, 5, 6)]))
+        await coordinator.until(lambda: any(each.signals.free_slots == 1022 for each in coordinator.of(Telemetry)))
+        car.set(plugged=False)
+        await coordinator.until(lambda: bool(coordinator.of(Refusal)))
+        assert coordinator.of(Refusal) == [Refusal("job-1", 1, RefusalReason.LEAVING, [4, 9], "not_plugged_in")]
+        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(10, 0, 1)]))
+        await coordinator.until(lambda: len(coordinator.of(Refusal)) == 2)
+        assert coordinator.of(Refusal)[1] == Refusal("job-1", 1, RefusalReason.INELIGIBLE, [10])
+        told = [each.signals.refusal for each in coordinator.of(Telemetry)]
+        assert "not_plugged_in" in told
+
+
+async def test_inputs_and_outputs_too_large_for_a_packet_travel_over_http(
+    coordinator: Coordinator, settings: AgentSettings, blobs: BlobServer, tmp_path: Path
+) -> None:
+    model = model_ref(blobs, doubling(tmp_path / "m.onnx", width="w"))
+    rows = np.random.default_rng(5).random((3, 60_000), dtype=np.float32)
+    bundle = encode_bundle({"x": rows})
+    (tmp_path / "inputs").write_bytes(bundle)
+    blobs.blobs["/v1/jobs/job-1/inputs/0-3"] = bundle
+    ref = BlobRef(digest_of(tmp_path / "inputs"), len(bundle), "/v1/jobs/job-1/inputs/0-3")
+    async with running(settings, Car(), Counter()):
+        await coordinator.until(lambda: len(coordinator.heard) >= 3)
+        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(0, 0, 3)], inputs=None, inputs_ref=ref))
+        await coordinator.until(lambda: bool(coordinator.of(Rows)))
+        (message,) = coordinator.of(Rows)
+        stored = decode_bundle(blobs.blobs[message.outputs_ref.path])
+        assert (stored["y"] == 2 * rows).all()
+
+
+async def test_a_task_that_cannot_be_read_is_refused_where_it_asks_for_the_answer(
+    coordinator: Coordinator, settings: AgentSettings
+) -> None:
+    counters = Counter[str]()
+    async with running(settings, Car(), counters):
+        await coordinator.until(lambda: len(coordinator.heard) >= 3)
+        topic = TOPICS.vehicle("car-1", VehicleChannel.TASK)
+        mine, foreign = TOPICS.result("job-7", "car-1"), TOPICS.result("job-7", "car-2")
+        newer = TASK.content_type.replace("v=1", "v=9")
+        await coordinator.link.publish(topic, b"\xc1", content_type=TASK.content_type, response_topic=foreign)
+        await coordinator.link.publish(topic, b"\xc1", content_type=TASK.content_type, response_topic=mine)
+        await coordinator.link.publish(topic, b"\x80", content_type=newer, response_topic=mine)
+        await coordinator.link.publish(topic, bytes(200_000), content_type=TASK.content_type, response_topic=mine)
+        await coordinator.until(lambda: len(coordinator.of(Refusal)) == 3)
+        assert [each.reason for each in coordinator.of(Refusal)] == ["malformed", "unknown_version", "malformed"]
+        assert counters["message_malformed"] == 2
+        assert counters["message_unknown_version"] == counters["message_oversized"] == 1
+
+
+async def test_a_rebirth_and_a_cancel_are_obeyed(
+    coordinator: Coordinator, settings: AgentSettings, blobs: BlobServer, tmp_path: Path
+) -> None:
+    model = model_ref(blobs, doubling(tmp_path / "m.onnx"))
+    blobs.status = 503
+    async with running(settings, Car(), Counter()):
+        await coordinator.until(lambda: len(coordinator.heard) >= 3)
+        await coordinator.send(VehicleChannel.CTL, CONTROL, Rebirth())
+        await coordinator.until(lambda: sum(each.snapshot for each in coordinator.of(Telemetry)) == 2)
+        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(1, 0, 2), Lease(2, 2, 3)]))
+        await coordinator.send(VehicleChannel.CTL, CONTROL, Cancel("job-1", [2, 77]))
+        await coordinator.until(lambda: bool(coordinator.of(Refusal)))
+        assert coordinator.of(Refusal) == [Refusal("job-1", 1, RefusalReason.CANCELLED, [2])]
+
+
+async def test_results_of_a_broken_link_arrive_after_it_is_back_under_a_new_epoch(
+    broker: Broker, settings: AgentSettings, blobs: BlobServer, tmp_path: Path
+) -> None:
+    model = model_ref(blobs, doubling(tmp_path / "m.onnx"))
+    car, counters = Car(), Counter[str]()
+
+    async def side() -> tuple[Coordinator, asyncio.Task[None]]:
+        link = await connect(ConnectOptions(broker.host, broker.port, "coordinator"))
+        one = Coordinator(link)
+        await link.subscribe([(TOPICS.every_vehicle(VehicleChannel.STATE), 1), (TOPICS.every_result(), 1)])
+        return one, asyncio.create_task(one.listen())
+
+    settings = settings.model_copy(update={"http_url": blobs.url})
+    blobs.status = 503
+    async with running(settings, car, counters) as agent:
+        coordinator, listening = await side()
+        await coordinator.until(lambda: bool(coordinator.of(State)))
+        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(0, 0, 40)]))
+        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(1, 0, 1)], epoch=77))
+        await coordinator.until(lambda: bool(coordinator.of(Refusal)))  # so both tasks were taken in
+        await broker.kill()
+        listening.cancel()
+        blobs.status = None
+        async with asyncio.timeout(DEADLINE_S):
+            while counters["spooled"] == 0:
+                assert not agent.done()
+                await asyncio.sleep(0.02)
+        await broker.restart()
+        coordinator, listening = await side()
+        await coordinator.until(lambda: len(coordinator.outputs("job-1")) == 40)
+        assert {each.epoch for each in coordinator.of(Rows)} == {1}
+        assert coordinator.of(State)[-1].epoch > 1
+    listening.cancel()
+    await coordinator.link.close()
+
+
+async def test_an_agent_whose_disk_was_lost_comes_back_above_the_epoch_that_the_broker_remembers(
+    coordinator: Coordinator, settings: AgentSettings
+) -> None:
+    topic = TOPICS.vehicle("car-1", VehicleChannel.STATE)
+    old = STATE.encode(State(online=False, epoch=500))
+    await coordinator.link.publish(topic, old, retain=True, content_type=STATE.content_type)
+    async with running(settings, Car(), Counter()):
+        await coordinator.until(lambda: coordinator.of(State)[-1].epoch > 500 if coordinator.of(State) else False)
+    assert (settings.data_dir / "epoch").read_text() == "501"
+
+
+async def test_an_old_will_that_overwrites_the_birth_is_overwritten_again(
+    coordinator: Coordinator, settings: AgentSettings
+) -> None:
+    counters = Counter[str]()
+    async with running(settings, Car(), counters):
+        await coordinator.until(lambda: bool(coordinator.of(State)))
+        topic = TOPICS.vehicle("car-1", VehicleChannel.STATE)
+        will = STATE.encode(State(online=False, epoch=0))
+        await coordinator.link.publish(topic, will, retain=True, content_type=STATE.content_type)
+        await coordinator.until(lambda: [each.online for each in coordinator.of(State)] == [True, False, True])
+        assert counters["state_overwritten"] == 1
+
+
+async def test_a_session_that_is_taken_over_is_an_alarm_and_not_a_reason_to_reconnect(
+    settings: AgentSettings, tmp_path: Path
+) -> None:
+    visits: list[int] = []
+
+    async def visit(link: Link, epoch: int) -> None:
+        visits.append(epoch)
+        await link.close()
+        raise LinkLost("session taken over", 0x8E)
+
+    with pytest.raises(IdentityTaken):
+        await stay_connected(settings, EpochFile(tmp_path / "epoch"), visit, Counter(), random.Random(1))
+    assert visits == [1]
