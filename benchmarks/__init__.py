@@ -1,0 +1,1 @@
+"""Idlewheel beside its floors, beside direct runs and beside its peers: `python -m benchmarks`."""

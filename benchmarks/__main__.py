@@ -1,0 +1,53 @@
+"""Runs the benchmarks and prints one table: `python -m benchmarks [--only NAME ...] [--quick] [--json FILE]`."""
+
+import argparse
+import asyncio
+import importlib
+import json
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from benchmarks.figures import Figure, Plan, table
+
+BENCHMARKS: Final = ("dispatch", "models", "telemetry", "idle")
+BY_NAME_ALONE: Final = ("mqtt_clients",)
+
+
+def main() -> int:
+    """Measure, print, and return 1 when a requirement was missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[*BENCHMARKS, *BY_NAME_ALONE], default=BENCHMARKS)
+    parser.add_argument("--quick", action="store_true", help="one run of each figure instead of three, and less work")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too, as a list of objects")
+    arguments = parser.parse_args()
+    figures: list[Figure] = []
+    for name in arguments.only:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(prefix="idlewheel-bench-") as folder:
+            plan = Plan(arguments.quick, 1 if arguments.quick else 3, Path(folder))
+            figures += asyncio.run(importlib.import_module(f"benchmarks.{name}").measure(plan))
+    print(_machine())
+    print()
+    print(table(figures))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
+    return 1 if any(figure.met is False for figure in figures) else 0
+
+
+def _machine() -> str:
+    memory_gb = psutil.virtual_memory().total / 1e9
+    return (
+        f"{time.strftime('%Y-%m-%d')}, {psutil.cpu_count()} shared cores, {memory_gb:.0f} GB, "
+        f"Python {platform.python_version()}; generator, broker, coordinator and workers all share them"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
