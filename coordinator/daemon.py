@@ -123,7 +123,7 @@ def _connect_options(settings: CoordinatorSettings) -> ConnectOptions:
         client_id=settings.coordinator_id,
         clean_start=False,
         session_expiry_s=settings.session_expiry_s,
-        max_packet_size=settings.max_packet_bytes,
+        max_packet_size=settings.max_received_packet_bytes,
         username=settings.broker_username,
         password=None if password is None else password.get_secret_value().encode(),
         tls=tls,

@@ -153,7 +153,8 @@ class Dispatch:
         self._undelivered(TaskUndelivered(command.vehicle, command.job, chunks))
 
     def _packet_limit(self) -> int:
-        return self._max_packet_bytes if self.session is None else self.session.server.max_packet_size
+        server = self._max_packet_bytes if self.session is None else self.session.server.max_packet_size
+        return min(self._max_packet_bytes, server)
 
 
 def _task(

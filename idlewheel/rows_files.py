@@ -1,4 +1,4 @@
-"""Rows in files: reads .npy and .npz, writes results as either. Never unpickles anything."""
+"""Rows in files: reads .npy and .npz, writes results as either. Of Python objects it reads strings and no others."""
 
 import contextlib
 import zipfile
@@ -11,6 +11,7 @@ import numpy as np
 
 from fleet_wire.tensors import Array
 from idlewheel.errors import BadInput
+from idlewheel.text_arrays import read_text_array
 
 __all__ = ["as_rows", "check_output", "load_rows", "save_rows"]
 
@@ -24,15 +25,41 @@ def load_rows(path: Path) -> Array | dict[str, Array]:
         with path.open("rb") as file:
             magic = file.read(len(_NPY))
         if magic == _NPY:
-            # Mapped, so that rows larger than memory can be sent.
-            return as_rows(str(path), np.load(path, mmap_mode="r", allow_pickle=False))
+            return as_rows(str(path), _load_array(path))
         if magic.startswith(_ZIP):
             with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+                arrays = {name: _load_member(archive, name) for name in archive.files}
             if not arrays:
                 raise BadInput(f"{path} has no arrays in it")
             return {name: as_rows(f"{path}: {name!r}", array) for name, array in arrays.items()}
     raise BadInput(f"{path} is neither a .npy nor a .npz file: make one with numpy.save or numpy.savez")
+
+
+def _load_array(path: Path) -> Array:
+    try:
+        # Mapped, so that rows larger than memory can be sent.
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        if not _wants_pickle(error):
+            raise
+        with path.open("rb") as file:
+            return read_text_array(file)
+    return array
+
+
+def _load_member(archive: np.lib.npyio.NpzFile, name: str) -> object:
+    try:
+        return archive[name]
+    except ValueError as error:
+        if not _wants_pickle(error):
+            raise
+        assert archive.zip is not None
+        with archive.zip.open(f"{name}.npy") as file:
+            return read_text_array(file)
+
+
+def _wants_pickle(error: ValueError) -> bool:
+    return "allow_pickle" in str(error) or "Python objects" in str(error)
 
 
 def as_rows(label: str, rows: object) -> Array:
@@ -98,6 +125,4 @@ def _explained(path: Path) -> Iterator[None]:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         text = " ".join(str(error).split())
-        if "allow_pickle" in text:
-            text = "it has Python objects in it; save numbers, or strings with dtype=str"
         raise BadInput(f"{path} cannot be read: {text}") from None

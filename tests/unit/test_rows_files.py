@@ -1,6 +1,7 @@
 """Rows in files: what is read, what is written under which name, and what is refused in one line."""
 
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -127,3 +128,24 @@ def test_an_output_that_cannot_be_is_said_before(tmp_path: Path) -> None:
     for name, words in (("out", "must end in"), ("no/out.npz", "no folder"), ("folder.npz", "is a folder")):
         with pytest.raises(BadInput, match=words):
             check_output(tmp_path / name)
+
+
+def test_strings_that_were_saved_as_objects_are_read(tmp_path: Path) -> None:
+    words = np.array([["a", "zw\u00f6lf"], ["", "b"]], dtype=object)
+    np.save(tmp_path / "words.npy", words, allow_pickle=True)
+    np.savez(tmp_path / "words.npz", allow_pickle=True, words=words, numbers=np.arange(2))
+    np.testing.assert_array_equal(load_rows(tmp_path / "words.npy"), words)
+    loaded = load_rows(tmp_path / "words.npz")
+    assert isinstance(loaded, dict)
+    np.testing.assert_array_equal(loaded["words"], words)
+
+
+def test_a_file_can_not_make_us_run_anything(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    np.save(tmp_path / "evil.npy", np.array([Evil()], dtype=object), allow_pickle=True)
+    with pytest.raises(BadInput, match="Python objects in it that are no strings, as posix"):
+        load_rows(tmp_path / "evil.npy")
+    assert not (tmp_path / "made").exists()

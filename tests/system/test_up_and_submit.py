@@ -1,0 +1,166 @@
+"""What a person does first: `idlewheel up`, `idlewheel submit` on their own model, Ctrl-C; and what bad input says."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import psutil
+import pytest
+from onnx import TensorProto, helper
+
+from tests.conftest import require_mosquitto
+
+ROWS = 300
+INPUTS = {
+    "a": (TensorProto.FLOAT, ["n", 4]),
+    "text": (TensorProto.STRING, ["n", "k"]),
+    "i": (TensorProto.INT64, ["n", "m"]),
+    "flag": (TensorProto.BOOL, ["n"]),
+    "half": (TensorProto.FLOAT16, ["n", 2, "z"]),
+}
+OUTPUTS = {
+    "y": (TensorProto.FLOAT, ["n", 3]),
+    "text_out": (TensorProto.STRING, ["n", "k"]),
+    "sum/of i": (TensorProto.INT64, ["n"]),
+    "file": (TensorProto.BOOL, ["n"]),
+    "double": (TensorProto.FLOAT16, ["n", 2, "z"]),
+}
+
+
+def mixed_model(path: Path) -> None:
+    """Several inputs and outputs, mixed types, strings, open axes, and output names that trip np.savez."""
+    nodes = [
+        helper.make_node("MatMul", ["a", "W"], ["y"]),
+        helper.make_node("Identity", ["text"], ["text_out"]),
+        helper.make_node("ReduceSum", ["i", "axes"], ["sum/of i"], keepdims=0),
+        helper.make_node("Not", ["flag"], ["file"]),
+        helper.make_node("Add", ["half", "half"], ["double"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mixed",
+        [helper.make_tensor_value_info(name, *spec) for name, spec in INPUTS.items()],
+        [helper.make_tensor_value_info(name, *spec) for name, spec in OUTPUTS.items()],
+        [
+            helper.make_tensor("W", TensorProto.FLOAT, [4, 3], np.arange(12)),
+            helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+def mixed_rows() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(3)
+    return {
+        "a": rng.random((ROWS, 4), dtype=np.float32),
+        "text": np.array([[f"row {row}", "", "žluťoučký"] for row in range(ROWS)]),
+        "i": rng.integers(-9, 9, (ROWS, 5)),
+        "flag": rng.random(ROWS) > 0.5,
+        "half": rng.random((ROWS, 2, 3)).astype(np.float16),
+    }
+
+
+class Up:
+    """`idlewheel up` in a process of its own, and `idlewheel …` against it."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self.process = process
+        self.url = url
+
+    async def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "idlewheel", *map(str, arguments)],
+            env={**os.environ, "IDLEWHEEL_URL": self.url},
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+
+
+@pytest.fixture(params=["embedded", "mosquitto"])
+async def up(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Up]:
+    if request.param == "mosquitto":
+        require_mosquitto()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = ["up", "--vehicles", "4", "--http", f"127.0.0.1:{port}", "--broker", request.param]
+    with (tmp_path / "up.log").open("w") as log:
+        process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
+            [sys.executable, "-m", "idlewheel", *arguments], stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    assert process.stdout is not None
+    try:
+        first = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), 60)
+        assert f"http://127.0.0.1:{port}" in first, (tmp_path / "up.log").read_text()
+        yield Up(process, f"http://127.0.0.1:{port}")
+    finally:
+        process.kill()
+        await asyncio.to_thread(process.wait)
+        process.stdout.close()
+
+
+async def test_any_model_gives_what_onnxruntime_gives_and_ctrl_c_leaves_nothing(up: Up, tmp_path: Path) -> None:
+    model, rows, out = tmp_path / "m.onnx", tmp_path / "rows.npz", tmp_path / "out.npz"
+    mixed_model(model)
+    inputs = mixed_rows()
+    np.savez(rows, **inputs)  # type: ignore[arg-type]
+    session = onnxruntime.InferenceSession(model)
+    expected = session.run(None, {**inputs, "text": inputs["text"].astype(object)})
+
+    done = await up.run("submit", model, rows, "-o", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    with np.load(out) as outputs:
+        assert sorted(outputs.files) == sorted(OUTPUTS)
+        for name, array in zip(OUTPUTS, expected, strict=True):
+            np.testing.assert_array_equal(outputs[name], np.asarray(array))
+
+    vehicles = json.loads((await up.run("vehicles", "--json")).stdout)
+    assert [vehicle["id"] for vehicle in vehicles] == ["car-01", "car-02", "car-03", "car-04"]
+    (job,) = json.loads((await up.run("jobs", "--json")).stdout)
+    assert (job["state"], job["rows"], job["rows_done"]) == ("done", ROWS, ROWS)
+
+    children = psutil.Process(up.process.pid).children(recursive=True)
+    assert len(children) >= 3
+    up.process.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(asyncio.to_thread(up.process.wait), 30) == 0
+    _, alive = await asyncio.to_thread(psutil.wait_procs, children, 10)
+    assert alive == []
+
+
+async def test_bad_input_exits_2_with_one_line_that_names_it(up: Up, tmp_path: Path) -> None:
+    model, out = tmp_path / "m.onnx", tmp_path / "out.npz"
+    mixed_model(model)
+    good = mixed_rows()
+    (tmp_path / "not.onnx").write_bytes(b"not a model")
+    cases = [
+        (tmp_path / "not.onnx", good, "ONNX"),
+        (model, {**good, "a": good["a"].astype(np.float64)}, "'a' is double"),
+        (model, {**good, "a": good["a"][:, :3]}, "'a' has shape"),
+        (model, {**good, "a": good["a"][:, :, None]}, "'a' has rank 3"),
+        (model, {**good, "flag": good["flag"][:7]}, "differ in their number of rows"),
+        (model, {name: array[:0] for name, array in good.items()}, "no rows"),
+        (model, {name: array for name, array in good.items() if name != "i"}, "'i' is missing"),
+        (model, {**good, "extra": good["i"]}, "no input 'extra'"),
+        (model, {**good, "text": np.array([[1, 2]] * ROWS, dtype=object)}, "no strings"),
+    ]
+    for number, (path, rows, words) in enumerate(cases):
+        file = tmp_path / f"{number}.npz"
+        np.savez(file, **rows)  # type: ignore[arg-type]
+        done = await up.run("submit", path, file, "-o", out)
+        assert done.returncode == 2, (words, done.stderr)
+        assert len(done.stderr.splitlines()) == 1
+        assert words in done.stderr
+    assert not out.exists()
+    assert json.loads((await up.run("jobs", "--json")).stdout) == []
