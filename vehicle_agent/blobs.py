@@ -17,7 +17,6 @@ Sink = BytesIO | BufferedRandom
 _ATTEMPTS = 5
 _FIRST_WAIT_S = 0.2
 _TIMEOUT_S = 10.0
-_READ_BYTES = 1 << 18
 _OK, _PARTIAL, _BAD_RANGE, _TOO_MANY, _SERVER = 200, 206, 416, 429, 500
 
 
@@ -89,7 +88,7 @@ class Blobs:
                 have = _restart(sink)
             elif answer.status_code not in {_OK, _PARTIAL}:
                 raise _Refused(f"HTTP {answer.status_code}", is_final=_is_final(answer.status_code))
-            async for piece in answer.aiter_bytes(_READ_BYTES):
+            async for piece in answer.aiter_bytes():
                 have += len(piece)
                 if have > ref.size:
                     _restart(sink)

@@ -10,15 +10,15 @@ from onnx import TensorProto, helper, numpy_helper, save
 Value = tuple[str, int, list[Any]]
 
 
-def write_model(path: Path, nodes: list[Any], inputs: list[Value], outputs: list[Value], constants: Any = ()) -> Path:
+def write_model(path: Path, nodes: list[Any], inputs: list[Value], outputs: list[Any], constants: Any = ()) -> Path:
     graph = helper.make_graph(
         nodes,
         "graph",
         [helper.make_tensor_value_info(*each) for each in inputs],
-        [helper.make_tensor_value_info(*each) for each in outputs],
+        [helper.make_tensor_value_info(*each) if isinstance(each, tuple) else each for each in outputs],
         [numpy_helper.from_array(array, name) for name, array in constants],
     )
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
     return path
 
 

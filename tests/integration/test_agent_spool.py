@@ -1,0 +1,182 @@
+"""Result messages on the disk and on their way out: in order, bounded, and forgotten only when acknowledged."""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from fleet_link import ConnectOptions, connect
+from fleet_link import Session as Link
+from idlewheel.brokers import Broker
+from vehicle_agent.outbox import Outbox
+from vehicle_agent.spool import Spool
+
+TOPIC = "iw/v1/test/job/j/res/car"
+
+
+@pytest.fixture
+def counters() -> Counter[str]:
+    return Counter()
+
+
+@pytest.fixture
+def spool(tmp_path: Path, counters: Counter[str]) -> Iterator[Spool]:
+    spool = Spool.open(tmp_path / "spool", 1000, counters)
+    yield spool
+    spool.close()
+
+
+def kept(spool: Spool) -> list[bytes]:
+    return [payload for _, _, payload in spool.between(0, spool.last_id(), 1000)]
+
+
+def test_messages_come_back_in_order_until_they_are_removed(spool: Spool) -> None:
+    spool.put([(TOPIC, b"1"), (TOPIC, b"2")])
+    spool.put([(TOPIC, b"3")])
+    (first, *_) = spool.between(0, spool.last_id(), 1)
+    assert first == (1, TOPIC, b"1")
+    spool.remove(1)
+    spool.remove(1)
+    assert kept(spool) == [b"2", b"3"]
+
+
+def test_above_the_bound_the_oldest_are_shed_and_counted(spool: Spool, counters: Counter[str]) -> None:
+    for number in range(5):
+        spool.put([(TOPIC, bytes([number]) * 300)])
+    assert [payload[0] for payload in kept(spool)] == [2, 3, 4]
+    assert counters["spool_shed"] == 2
+    spool.put([(TOPIC, bytes(2000))])
+    assert kept(spool) == []
+
+
+def test_what_was_put_in_survives_a_kill(tmp_path: Path, counters: Counter[str]) -> None:
+    script = """
+import os, signal, sys
+from collections import Counter
+from pathlib import Path
+from vehicle_agent.spool import Spool
+spool = Spool.open(Path(sys.argv[1]), 1000, Counter())
+spool.put([("t", b"a"), ("t", b"b")])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path / "spool")], check=False)
+    assert ended.returncode == -9
+    spool = Spool.open(tmp_path / "spool", 1000, counters)
+    assert kept(spool) == [b"a", b"b"]
+    spool.put([(TOPIC, bytes(1000))])  # the bytes from before the kill count
+    assert counters["spool_shed"] == 2
+    spool.close()
+
+
+@pytest.fixture
+async def link(broker: Broker) -> AsyncIterator[Link]:
+    session = await connect(ConnectOptions(broker.host, broker.port, "car"))
+    yield session
+    await session.close()
+
+
+@contextlib.asynccontextmanager
+async def listener(broker: Broker) -> AsyncIterator[Link]:
+    session = await connect(ConnectOptions(broker.host, broker.port, "coordinator"))
+    await session.subscribe([("iw/v1/test/job/+/res/+", 1)])
+    yield session
+    await session.close()
+
+
+async def hear(link: Link, count: int) -> list[bytes]:
+    heard: list[bytes] = []
+    async with asyncio.timeout(10):
+        while len(heard) < count:
+            messages = await link.receive()
+            heard += [message.payload for message in messages]
+            link.acknowledge(messages)
+    return heard
+
+
+async def test_what_was_spooled_is_sent_first_and_removed_when_acknowledged(
+    broker: Broker, spool: Spool, link: Link, counters: Counter[str]
+) -> None:
+    outbox = Outbox(spool, counters, lambda full: None, window=4)
+    for number in range(50):
+        outbox.put(TOPIC, b"spooled %d" % number, outlives_link=True)
+    outbox.put(TOPIC, b"a refusal", outlives_link=False)
+    assert len(kept(spool)) == 50
+    async with listener(broker) as side:
+        outbox.online(link)
+        outbox.put(TOPIC, b"fresh", outlives_link=True)
+        await outbox.flush()
+        heard = await hear(side, 51)
+    assert sorted(heard) == sorted([b"spooled %d" % number for number in range(50)] + [b"fresh"])
+    assert [each for each in heard if each != b"fresh"] == [b"spooled %d" % number for number in range(50)]
+    assert kept(spool) == []
+
+
+async def test_what_is_not_acknowledged_when_the_link_breaks_is_spooled_once(
+    broker: Broker, spool: Spool, link: Link, counters: Counter[str]
+) -> None:
+    outbox = Outbox(spool, counters, lambda full: None, window=2)
+    spool.put([(TOPIC, b"old")])
+    outbox.online(link)
+    for number in range(5):
+        outbox.put(TOPIC, b"%d" % number, outlives_link=number != 3)
+    link.abort()
+    await link.wait_closed()
+    outbox.offline()
+    await outbox.flush()
+    assert kept(spool) == [b"old", b"0", b"1", b"2", b"4"]
+
+
+@pytest.mark.parametrize("broker", ["mosquitto"], indirect=True)
+async def test_what_nobody_heard_is_kept_until_somebody_listens(
+    broker: Broker, spool: Spool, link: Link, counters: Counter[str]
+) -> None:
+    outbox = Outbox(spool, counters, lambda full: None)
+    outbox.online(link)
+    outbox.put(TOPIC, b"rows", outlives_link=True)
+    outbox.put(TOPIC, b"refusal", outlives_link=False)
+    await outbox.flush()
+    assert kept(spool) == [b"rows"]
+    assert counters["result_unheard"] == 2
+    async with listener(broker) as side:
+        outbox.retry()
+        await outbox.flush()
+        assert await hear(side, 1) == [b"rows"]
+    assert kept(spool) == []
+
+
+async def test_it_says_when_it_is_full_and_when_it_has_room(
+    broker: Broker, spool: Spool, link: Link, counters: Counter[str]
+) -> None:
+    said: list[bool] = []
+    outbox = Outbox(spool, counters, said.append, window=1, max_bytes=100)
+    async with listener(broker) as side:
+        outbox.online(link)
+        for _ in range(5):
+            outbox.put(TOPIC, bytes(30), outlives_link=True)
+        assert said == [True]
+        await outbox.flush()
+        assert said == [True, False]
+        assert len(await hear(side, 5)) == 5
+
+
+async def test_a_message_above_what_the_server_takes_is_counted_and_left_out(
+    broker: Broker, tmp_path: Path, counters: Counter[str]
+) -> None:
+    spool = Spool.open(tmp_path / "spool", 1 << 20, counters)
+    link = await connect(ConnectOptions(broker.host, broker.port, "car", max_packet_size=1000))
+    outbox = Outbox(spool, counters, lambda full: None)
+    spool.put([(TOPIC, bytes(2000))])
+    async with listener(broker) as side:
+        outbox.online(link)
+        outbox.put(TOPIC, bytes(2000), outlives_link=True)
+        outbox.put(TOPIC, b"small", outlives_link=True)
+        await outbox.flush()
+        assert await hear(side, 1) == [b"small"]
+    assert (counters["result_unsendable"], kept(spool)) == (2, [])
+    await link.close()
+    spool.close()
