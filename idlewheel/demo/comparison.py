@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from fleet_wire.tensors import Array
 
-__all__ = ["ABSOLUTE_TOLERANCE", "RELATIVE_TOLERANCE", "TOLERANCE_TEXT", "Comparison", "RowCollector", "compare"]
+__all__ = ["TOLERANCE_TEXT", "Comparison", "RowCollector", "count", "matching_rows"]
 
-# A model's kernels add up in another order in another batch size: single precision keeps about seven digits.
-RELATIVE_TOLERANCE: Final = 1e-4
-ABSOLUTE_TOLERANCE: Final = 1e-5
+# Single precision keeps about seven digits.
+RELATIVE_TOLERANCE: Final = 1e-5
+ABSOLUTE_TOLERANCE: Final = 1e-6
 TOLERANCE_TEXT: Final = (
-    f"{RELATIVE_TOLERANCE:g} relative + {ABSOLUTE_TOLERANCE:g} absolute, and the same largest element"
+    f"floats {RELATIVE_TOLERANCE:g} relative + {ABSOLUTE_TOLERANCE:g} absolute and the same largest element, "
+    "everything else exactly"
 )
 
 
@@ -42,6 +43,11 @@ class RowCollector:
         self.counts: Final[NDArray[np.int32]] = np.zeros(rows, dtype=np.int32)
         self.outputs: Final[dict[str, Array]] = {}
 
+    @property
+    def came(self) -> NDArray[np.bool_]:
+        """Which rows came at all."""
+        return np.asarray(self.counts > 0)
+
     def add(self, start: int, piece: Mapping[str, Array]) -> int:
         """Take in the outputs of rows from `start` on; return how many rows that are."""
         count = len(next(iter(piece.values())))
@@ -53,18 +59,27 @@ class RowCollector:
         return count
 
 
-def compare(collected: RowCollector, direct: Mapping[str, Array]) -> Comparison:
-    """Compare with the outputs of a direct run: floats within the tolerance, everything else exactly."""
-    came = collected.counts > 0
-    same: NDArray[np.bool_] = came & np.bool_(set(collected.outputs) == set(direct))
+def matching_rows(collected: RowCollector, direct: Mapping[str, Array], rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which of all rows came and match; `direct` has the outputs of those that `rows` names.
+
+    Floats match within the tolerance, everything else exactly.
+    """
+    same = collected.came[rows] & np.bool_(set(collected.outputs) == set(direct))
     for name, expected in direct.items():
         if name in collected.outputs:
-            same &= _same_rows(collected.outputs[name], expected)
+            same &= _same_rows(collected.outputs[name][rows], expected)
+    matching = np.zeros(len(rows), dtype=np.bool_)
+    matching[rows] = same
+    return matching
+
+
+def count(collected: RowCollector, right: NDArray[np.bool_]) -> Comparison:
+    """Count what came, given which rows are right."""
     return Comparison(
-        rows=len(came),
-        right=int(same.sum()),
-        wrong=int((came & ~same).sum()),
-        missing=int((~came).sum()),
+        rows=len(right),
+        right=int(right.sum()),
+        wrong=int((collected.came & ~right).sum()),
+        missing=int((~collected.came).sum()),
         twice=int((collected.counts > 1).sum()),
     )
 

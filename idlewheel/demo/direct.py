@@ -1,7 +1,7 @@
 """The same model over the same rows in one process, without a fleet: what the demo is compared with.
 
-Run as `python -m idlewheel.demo.direct MODEL ROWS OUT --threads N`; rows and outputs are bundles. Prints JSON lines:
-`{"ready": true}`, rows done on the way, and `{"seconds": …}` at the end. Loading the model is not in the seconds.
+Run as `python -m idlewheel.demo.direct MODEL ROWS OUT --threads N --batch-rows B`; rows and outputs are bundles. Prints
+JSON lines: `{"ready": true}`, and `{"seconds": …}` at the end. Loading the model is not in the seconds.
 """
 
 import argparse
@@ -18,8 +18,6 @@ from fleet_wire.tensors import Array
 
 __all__ = ["main"]
 
-_BATCH_ROWS = 32
-
 
 def main() -> None:
     """Run the model and write the outputs."""
@@ -28,6 +26,7 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--batch-rows", type=int, required=True)
     arguments = parser.parse_args()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = arguments.threads
@@ -35,7 +34,7 @@ def main() -> None:
     inputs = decode_bundle(arguments.rows.read_bytes())
     _say(ready=True)
     started_s = time.perf_counter()
-    pieces = list(_run(session, inputs))
+    pieces = list(_run(session, inputs, arguments.batch_rows))
     seconds = time.perf_counter() - started_s
     names = [output.name for output in session.get_outputs()]
     outputs = {name: np.concatenate([piece[place] for piece in pieces]) for place, name in enumerate(names)}
@@ -43,10 +42,10 @@ def main() -> None:
     _say(seconds=seconds)
 
 
-def _run(session: onnxruntime.InferenceSession, inputs: dict[str, Array]) -> Iterator[list[Array]]:
+def _run(session: onnxruntime.InferenceSession, inputs: dict[str, Array], batch_rows: int) -> Iterator[list[Array]]:
     rows = len(next(iter(inputs.values())))
-    for start in range(0, rows, _BATCH_ROWS):
-        yield session.run(None, {name: array[start : start + _BATCH_ROWS] for name, array in inputs.items()})
+    for start in range(0, rows, batch_rows):
+        yield session.run(None, {name: array[start : start + batch_rows] for name, array in inputs.items()})
 
 
 def _say(**facts: object) -> None:

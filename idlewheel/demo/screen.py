@@ -149,7 +149,10 @@ def print_summary(console: Console, report: Report) -> None:
         style = ("bold green" if report.all_right else "bold red") if label == "result" else ""
         table.add_row(Text(label, style="bright_black"), Text(text, style=style))
     console.print()
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+    else:  # a log has no width
+        console.print("\n".join(f"{label:<9}{text}" for label, text in summary_lines(report)), soft_wrap=True)
 
 
 def plain_progress(story: Story) -> str:
