@@ -80,7 +80,7 @@ class Story:
         if job is not None:
             events += self._job_changes(job)
         self._last = {view.id: view for view in vehicles}
-        self.cars = {view.id: self._cell(view) for view in vehicles}
+        self.cars = {view.id: self._cell(view) for view in sorted(vehicles, key=lambda view: view.id)}
         self.events.extend(events)
         return events
 
