@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from coordinator.brain import Brain, wall_clock_ms
 from coordinator.dispatch import Dispatch
@@ -147,11 +148,10 @@ class Link:
         batch = self._ingest.sort(messages, wall_clock_ms())
         if batch.telemetry is not None:
             self._brain.put([batch.telemetry])
-            packets = batch.telemetry_packets
-            await self._telemetry.put(batch.telemetry, lambda: session.acknowledge(packets))
+            await self._telemetry.put(batch.telemetry, partial(session.acknowledge, batch.telemetry_packets))
         if batch.events:
             packets = [packet for _, packet in batch.events]
-            self._brain.put([event for event, _ in batch.events], lambda: session.acknowledge(packets))
+            self._brain.put([event for event, _ in batch.events], partial(session.acknowledge, packets))
         for vehicle, rows, packet in batch.by_reference:
             await self._take_reference(session, vehicle, rows, packet)
         for rejection in batch.rejected:
@@ -169,7 +169,7 @@ class Link:
         except (ResourceMissing, WireError) as error:
             self._counters["result_blob_unusable"] += 1
             event = RowsFailed(vehicle, Failure(rows.job, rows.epoch, rows.spans, f"outputs_ref: {error}"))
-        self._brain.put([event], lambda: session.acknowledge([packet]))
+        self._brain.put([event], partial(session.acknowledge, [packet]))
 
     def _reject(self, session: Session, rejection: Rejection[Message]) -> None:
         """Tell the sender, when it is known, so that nothing is dropped in silence; once, and not for its presence."""

@@ -31,8 +31,8 @@ class CoordinatorSettings(BaseSettings):
     """s3://…, gs://… or az://…; a folder below `data` when not set."""
     max_packet_bytes: int = Field(default=128 * 1024, ge=16 * 1024)
     max_received_packet_bytes: int = Field(default=(1 << 20) + (1 << 17), ge=16 * 1024)
-    """What is larger ends the connection. Keep it above the broker's own limit: some brokers don't heed the receiver's, and
-    send a packet that was too large again and again. What is larger than `max_packet_bytes` is read and refused."""
+    """What is larger ends the connection. Keep it above the broker's own limit: some brokers don't heed ours, and send
+    a packet that was too large again and again. What is larger than `max_packet_bytes` is read and refused."""
     session_expiry_s: int = Field(default=300, ge=0)
     energy_micro_per_kwh: int = Field(default=250_000, ge=0)
     compute_micro_per_h: int = Field(default=20_000, ge=0)
