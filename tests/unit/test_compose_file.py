@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
-from click import Context
 from typer.main import get_command
 
 from coordinator.settings import CoordinatorSettings
@@ -76,7 +76,7 @@ def test_the_cars_run_a_command_that_there_is(car: str) -> None:
     program, name, *arguments = SERVICES[car]["command"]
     assert program == "idlewheel"
     program_group = get_command(app)
-    command = program_group.get_command(Context(program_group), name)  # type: ignore[attr-defined]
+    command = program_group.get_command(typer.Context(program_group), name)  # type: ignore[attr-defined]
     parsed = command.make_context(name, list(arguments))
     assert parsed.params["vehicle"] == car
     assert parsed.params["fleet"] == SERVICES["coordinator"]["environment"]["IDLEWHEEL_COORDINATOR_FLEET"]
