@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from fleet_link import ConnectOptions, LinkError, connect
+from idlewheel.processes import dying_with_us
 
 __all__ = ["Broker", "BrokerFailed", "BrokerKind", "find_mosquitto", "is_answering", "start_broker"]
 
@@ -102,7 +103,12 @@ class Broker:
         with self._log.open("ab") as log:
             # In a session of its own: Ctrl-C must reach us alone, so that the broker is stopped last.
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                *self._command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=dying_with_us(),
             )
         try:
             async with asyncio.timeout(_START_S):

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["Child", "ChildFailed", "run_child"]
+__all__ = ["Child", "ChildFailed", "dying_with_us", "run_child"]
 
 _READY_S: Final = 60.0
 _STOP_S: Final = 10.0
@@ -79,7 +79,7 @@ async def run_child(
             stderr=file,
             start_new_session=True,
             env={**os.environ, **(environment or {})},
-            preexec_fn=_dying_with_us(),
+            preexec_fn=dying_with_us(),
         )
     try:
         yield Child(name, process, await _ready(name, process, log), log)
@@ -121,7 +121,8 @@ def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
             process.send_signal(number)
 
 
-def _dying_with_us() -> Callable[[], None] | None:
+def dying_with_us() -> Callable[[], None] | None:
+    """What a child does before it runs its program, so that it is killed when we die; None where nothing can."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl  # looked up before the fork: afterwards hardly anything is safe

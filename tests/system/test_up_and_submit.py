@@ -106,7 +106,7 @@ async def up(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Up
         assert f"http://127.0.0.1:{port}" in first, (tmp_path / "up.log").read_text()
         yield Up(process, f"http://127.0.0.1:{port}")
     finally:
-        process.kill()
+        process.terminate()
         await asyncio.to_thread(process.wait)
         process.stdout.close()
 
@@ -131,11 +131,26 @@ async def test_any_model_gives_what_onnxruntime_gives_and_ctrl_c_leaves_nothing(
     (job,) = json.loads((await up.run("jobs", "--json")).stdout)
     assert (job["state"], job["rows"], job["rows_done"]) == ("done", ROWS, ROWS)
 
-    children = psutil.Process(up.process.pid).children(recursive=True)
-    assert len(children) >= 3
+    children = descendants(up)
     up.process.send_signal(signal.SIGINT)
     assert await asyncio.wait_for(asyncio.to_thread(up.process.wait), 30) == 0
-    _, alive = await asyncio.to_thread(psutil.wait_procs, children, 10)
+    await expect_gone(children)
+
+
+async def test_killed_it_leaves_nothing_either(up: Up) -> None:
+    children = descendants(up)
+    up.process.kill()
+    await expect_gone(children)
+
+
+def descendants(up: Up) -> list[psutil.Process]:
+    children = psutil.Process(up.process.pid).children(recursive=True)
+    assert len(children) >= 3  # broker, coordinator, agents
+    return children
+
+
+async def expect_gone(processes: list[psutil.Process]) -> None:
+    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, 15)
     assert alive == []
 
 
