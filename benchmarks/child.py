@@ -35,7 +35,7 @@ class Process:
         self._process.stdin.write(json.dumps(message).encode() + b"\n")
         await self._process.stdin.drain()
 
-    async def hear(self, within_s: float = 600.0) -> dict[str, Any]:
+    async def hear(self, within_s: float = 300.0) -> dict[str, Any]:
         """Wait for its next line; what it or a library prints besides is passed over. Raise ProcessFailed."""
         assert self._process.stdout is not None
         try:

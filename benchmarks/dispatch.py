@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -10,8 +11,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from benchmarks.child import Process, ProcessFailed, spawn
-from benchmarks.figures import Figure, Plan, at_least, middle
+from benchmarks.child import Process, spawn
+from benchmarks.figures import Figure, Plan, at_least, listed, middle
+from benchmarks.peers import measure_peer
 from benchmarks.stack import job_seconds, run_stack
 from idlewheel.client import Client
 
@@ -54,9 +56,9 @@ async def measure(plan: Plan) -> list[Figure]:
         middle(ours),
         middle(floors),
         "bare MQTT QoS 1 round trips",
-        note=f"runs {_listed(ours)}; floor {_listed(floors)}",
+        note=f"{listed(ours)}; floor {listed(floors)}",
     )
-    peers = [await _peer(plan, name, chunks, middle(ours), PEERS[name]) for name in PEERS]
+    peers = [await _peer(plan, name, chunks, middle(ours), must_lead=PEERS[name]) for name in PEERS]
     return [at_least(0.5, figure), *peers]
 
 
@@ -65,12 +67,9 @@ async def _floor(directory: Path, port: int, chunks: int) -> AsyncIterator[Proce
     names = ("one", "two")
     async with contextlib.AsyncExitStack() as running:
         for name in names:
-            echo = await running.enter_async_context(
-                spawn(directory, "benchmarks.floor", "echo", local.broker.port, name)
-            )
-            await echo.hear()
-        asking = spawn(directory, "benchmarks.floor", "ask", local.broker.port, chunks, *names)
-        ask = await running.enter_async_context(asking)
+            echo = spawn(directory, "benchmarks.floor", "echo", port, name)
+            await (await running.enter_async_context(echo)).hear()
+        ask = await running.enter_async_context(spawn(directory, "benchmarks.floor", "ask", port, chunks, *names))
         await ask.hear()
         yield ask
 
@@ -86,33 +85,9 @@ async def _run_ours(client: Client, chunks: int, seed: int) -> float:
     return took_s
 
 
-async def _peer(plan: Plan, name: str, chunks: int, ours: float, must_lead: bool) -> Figure:
-    figures = []
-    async with spawn(plan.directory, "benchmarks.peers", name, "echo", chunks) as peer:
-        try:
-            ready = await peer.hear()
-            if "missing" in ready:
-                return Figure(GROUP, name, UNIT, note=f"not installed: {ready['missing']}")
-            for _ in range(plan.runs):
-                await peer.tell(go=True)
-                answer = await peer.hear()
-                assert answer["right"], f"{name} gave wrong answers"
-                figures.append(chunks / answer["took_s"])
-        except ProcessFailed as error:
-            return Figure(GROUP, name, UNIT, note=f"failed: {str(error).splitlines()[-1]}")
-    value = middle(figures)
-    return Figure(
-        GROUP,
-        name,
-        UNIT,
-        value,
-        ours,
-        "idlewheel",
-        "idlewheel ahead" if must_lead else "",
-        ours > value if must_lead else None,
-        f"runs {_listed(figures)}",
-    )
-
-
-def _listed(figures: list[float]) -> str:
-    return " / ".join(f"{figure:,.0f}" for figure in figures)
+async def _peer(plan: Plan, name: str, chunks: int, ours: float, *, must_lead: bool) -> Figure:
+    figure = await measure_peer(plan, Figure(GROUP, name, UNIT), chunks, "echo", chunks)
+    if figure.value is None:
+        return figure
+    figure = replace(figure, beside=ours, beside_name="idlewheel")
+    return replace(figure, required="idlewheel ahead", met=ours > (figure.value or 0.0)) if must_lead else figure

@@ -1,11 +1,11 @@
 """Figures and how they print: one table, each figure beside what it is held against. Measures nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-__all__ = ["Figure", "Plan", "at_least", "below", "middle", "table"]
+__all__ = ["Figure", "Plan", "at_least", "below", "listed", "middle", "table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +41,22 @@ def middle(values: Sequence[float]) -> float:
     return float(median(values))
 
 
+def listed(values: Sequence[float]) -> str:
+    """The single runs, for the note."""
+    return "runs " + " / ".join(map(_number, values))
+
+
 def at_least(part: float, figure: Figure) -> Figure:
     """The figure, held to a part of what stands beside it."""
     assert figure.value is not None
     assert figure.beside is not None
-    return _judged(figure, f"at least {part:.0%}", met=figure.value >= part * figure.beside)
+    return replace(figure, required=f"at least {part:.0%}", met=figure.value >= part * figure.beside)
 
 
 def below(limit: float, figure: Figure) -> Figure:
     """The figure, held to an upper limit in its own unit."""
     assert figure.value is not None
-    return _judged(figure, f"under {limit:g} {figure.unit}", met=figure.value < limit)
-
-
-def _judged(figure: Figure, required: str, *, met: bool) -> Figure:
-    return Figure(
-        group=figure.group,
-        name=figure.name,
-        unit=figure.unit,
-        value=figure.value,
-        beside=figure.beside,
-        beside_name=figure.beside_name,
-        required=required,
-        met=met,
-        note=figure.note,
-    )
+    return replace(figure, required=f"under {limit:g} {figure.unit}", met=figure.value < limit)
 
 
 def table(figures: Sequence[Figure]) -> str:

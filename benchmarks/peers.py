@@ -16,13 +16,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from benchmarks import work
-from benchmarks.child import hear, say
+from benchmarks.child import ProcessFailed, hear, say, spawn
+from benchmarks.figures import Figure, Plan, listed, middle
 
 WORKERS: Final = 2
 WARM_ITEMS: Final = 200
@@ -146,6 +148,24 @@ def infer_items(model: str, rows: Path, chunk: int) -> tuple[list[Any], Callable
         for start in range(0, count, chunk)
     ]
     return items, lambda answers: sum(len(answer[0]) for answer in answers) == count
+
+
+async def measure_peer(plan: Plan, figure: Figure, units: int, *arguments: object) -> Figure:
+    """Run the peer that `figure` is named after; its value is units of work a second."""
+    async with spawn(plan.directory, "benchmarks.peers", figure.name, *arguments) as peer:
+        try:
+            ready = await peer.hear()
+            if "missing" in ready:
+                return replace(figure, note=f"not installed: {ready['missing']}")
+            values = []
+            for _ in range(plan.runs):
+                await peer.tell(go=True)
+                answer = await peer.hear()
+                assert answer["right"], f"{figure.name} gave wrong answers"
+                values.append(units / answer["took_s"])
+        except ProcessFailed as error:
+            return replace(figure, note=f"failed: {str(error).splitlines()[-1]}")
+    return replace(figure, value=middle(values), note=listed(values))
 
 
 def main() -> None:
