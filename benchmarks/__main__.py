@@ -17,7 +17,7 @@ import psutil
 from benchmarks.figures import Figure, Plan, table
 
 BENCHMARKS: Final = ("dispatch", "models", "telemetry", "idle")
-BY_NAME_ALONE: Final = ("mqtt_clients",)
+BY_NAME_ALONE: Final = {"mqtt_clients": "clients"}
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
         print(f"{name} …", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(prefix="idlewheel-bench-") as folder:
             plan = Plan(arguments.quick, 1 if arguments.quick else 3, Path(folder))
-            figures += asyncio.run(importlib.import_module(f"benchmarks.{name}").measure(plan))
+            figures += asyncio.run(importlib.import_module(f"benchmarks.{BY_NAME_ALONE.get(name, name)}").measure(plan))
     print(_machine())
     print()
     print(table(figures))

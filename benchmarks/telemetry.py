@@ -24,7 +24,7 @@ from idlewheel.local_fleet import LocalFleet
 GROUP: Final = "telemetry"
 VEHICLES: Final = 1_000
 BARE_FLEET: Final = "bare"
-AHEAD: Final = 20_000
+AHEAD: Final = 50_000
 _SAMPLE_S: Final = 0.2
 _WARM_S: Final = 2.0
 _ARRIVE_S: Final = 30.0
