@@ -43,7 +43,7 @@ class Brain:
     async def open(self) -> None:
         """Open the ledger and let the core go on from it. Raises StoreUnavailable."""
         await self.with_ledger(self._ledger.open)
-        self.core.restore(await self.with_ledger(self._ledger.load))
+        self.core.restore(await self.with_ledger(self._ledger.load), wall_clock_ms())
 
     async def close(self) -> None:
         """Close the ledger after the commit that is under way."""

@@ -24,6 +24,7 @@ from coordinator.events import (
     TelemetryBatch,
     Tick,
     VehicleCaps,
+    VehiclesRemembered,
     VehicleState,
 )
 from coordinator.fleet_view import FleetView
@@ -33,7 +34,7 @@ from coordinator.progress import JobProgress, OpenLease
 from coordinator.rules.eligibility import EligibilityLimits, Reason, first_reasons
 from coordinator.rules.fit import output_fault
 from coordinator.rules.pay import PayTerms, pay_micro
-from coordinator.rules.sizing import SizingLimits, chunk_rows, lease_ms
+from coordinator.rules.sizing import SizingLimits, chunk_rows, lease_ms, restored_deadline_ms
 from fleet_wire.messages import Cancel, Rebirth, RefusalReason, Span
 
 __all__ = ["Core", "CorePolicy"]
@@ -72,7 +73,7 @@ class Core:
     _reasons: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
     _reasons_ms: int = -1
 
-    def restore(self, snapshot: LedgerSnapshot) -> None:
+    def restore(self, snapshot: LedgerSnapshot, now_ms: int) -> None:
         """Go on from what the ledger remembers. To be called once, before any event."""
         self.next_seq = snapshot.next_seq
         self.models = {model.digest: model for model in snapshot.models}
@@ -84,7 +85,8 @@ class Core:
             progress.pay_micro = kept.pay_micro
             self.jobs[kept.job.id] = progress
             for record in kept.leases:
-                self._hold(record, 0.0)
+                granted_ms, deadline_ms = record.granted_ms, record.deadline_ms
+                self._hold(record, 0.0, restored_deadline_ms(granted_ms, deadline_ms, now_ms, self.policy.sizing))
 
     def find(self, job: str) -> tuple[Job, Model] | None:
         """A running job and its model; None when the job has ended or never was."""
@@ -102,6 +104,9 @@ class Core:
                 return self._tick(now_ms)
             case VehicleState():
                 return self._vehicle_state(event, now_ms)
+            case VehiclesRemembered(vehicles):
+                rows = [self.fleet.row(vehicle) for vehicle in vehicles]
+                return self._ask_rebirth([row for row in rows if self.fleet.column["epoch"][row] < 0], now_ms)
             case VehicleCaps(vehicle, caps):
                 self.fleet.set_caps(vehicle, caps)
                 self._reasons_ms = -1
@@ -290,12 +295,12 @@ class Core:
 
     # Leases ---------------------------------------------------------------------------------------------------------
 
-    def _hold(self, record: LeaseRecord, work_ms: float) -> None:
+    def _hold(self, record: LeaseRecord, work_ms: float, deadline_ms: int) -> None:
         row = self.fleet.row(record.vehicle)
         self.fleet.held[row].setdefault(record.job, set()).add(record.chunk)
         self.fleet.column["leases"][row] += 1
         self.fleet.column["backlog_ms"][row] += work_ms
-        heapq.heappush(self._deadlines, (record.deadline_ms, record.job, record.chunk))
+        heapq.heappush(self._deadlines, (deadline_ms, record.job, record.chunk))
 
     def _let_go(self, record: LeaseRecord) -> None:
         row = self.fleet.row(record.vehicle)
@@ -416,7 +421,7 @@ class Core:
             epoch = int(self.fleet.column["epoch"][row])
             record = LeaseRecord(job.id, progress.next_chunk, *taken, vehicle, epoch, now_ms, deadline_ms)
             progress.grant(record, expected_ms)
-            self._hold(record, work_ms)
+            self._hold(record, work_ms, deadline_ms)
             granted.append(record)
         return [*(GrantLease(record) for record in granted), *self._tasks(row, progress, granted)]
 

@@ -87,7 +87,10 @@ async def run_coordinator(settings: CoordinatorSettings, random_source: random.R
             tasks.create_task(link.run(), name="link")
             tasks.create_task(serve(build_app(desk, blobs, refusals), listener), name="http")
             tasks.create_task(_until_signalled(), name="signals")
-            await _say_ready(link, http_url)
+            await link.connected.wait()
+            # Not every broker sends retained messages to a session that it kept, so those are asked that we knew.
+            brain.put([await telemetry.remembered()])
+            print(json.dumps({"ready": True, "http": http_url}), flush=True)  # noqa: T201 - our parent waits for this
     except* _Stopped:
         pass
     finally:
@@ -103,11 +106,6 @@ async def _until_signalled() -> None:
         loop.add_signal_handler(number, stop.set)
     await stop.wait()
     raise _Stopped
-
-
-async def _say_ready(link: Link, http_url: str) -> None:
-    await link.connected.wait()
-    print(json.dumps({"ready": True, "http": http_url}), flush=True)  # noqa: T201 - whoever started us waits for this
 
 
 def _connect_options(settings: CoordinatorSettings) -> ConnectOptions:

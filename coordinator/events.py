@@ -25,6 +25,7 @@ __all__ = [
     "Tick",
     "VehicleCaps",
     "VehicleState",
+    "VehiclesRemembered",
 ]
 
 # Signals in columns: flags as int8 (-1 absent), numbers as float64 (NaN absent), `refusal` as text (None absent).
@@ -62,6 +63,13 @@ class TelemetryBatch:
 
     def __len__(self) -> int:
         return len(self.vehicle)
+
+
+@dataclass(frozen=True, slots=True)
+class VehiclesRemembered:
+    """Vehicles that the telemetry store knows from before this process: they may be there still."""
+
+    vehicles: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +152,7 @@ class Tick:
 
 Event = (
     TelemetryBatch
+    | VehiclesRemembered
     | VehicleState
     | VehicleCaps
     | RowsReceived

@@ -35,7 +35,7 @@ _FIRST_CAPACITY = 64
 
 @dataclass(frozen=True, slots=True)
 class TelemetryOutcome:
-    """What a batch of telemetry did: `gaps` are vehicles whose sequence has a hole, by index."""
+    """What a batch of telemetry did: `gaps` are vehicles of which something was missed, by index."""
 
     gaps: list[int]
     applied: int
@@ -111,7 +111,8 @@ class FleetView:
         rows = np.fromiter((self.row(vehicle) for vehicle in batch.vehicle), dtype=np.int64, count=len(batch))
         accepted, gap = self._in_sequence(rows, batch)
         out_of_order = len(batch) - int(np.count_nonzero(accepted))
-        gaps = sorted(set(rows[gap & accepted].tolist()))
+        unknown = self.column["epoch"][rows] < 0
+        gaps = sorted(set(rows[accepted & (gap | unknown)].tolist()))
         if out_of_order:
             rows = rows[accepted]
         self._store(rows, batch, accepted if out_of_order else None)

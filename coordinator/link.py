@@ -15,7 +15,7 @@ from functools import partial
 from coordinator.brain import Brain, wall_clock_ms
 from coordinator.dispatch import Dispatch
 from coordinator.errors import ResourceMissing
-from coordinator.events import Event, RowsFailed, TelemetryBatch
+from coordinator.events import Event, RowsFailed, TelemetryBatch, VehiclesRemembered
 from coordinator.ingest import Ingest, Rejection, outputs_event
 from coordinator.ports import BlobStore, TelemetryStore
 from fleet_link import ConnectOptions, LinkError, LinkLost, Message, Session, Will, backoff_s, connect
@@ -46,6 +46,11 @@ class TelemetryWriter:
     async def open(self) -> None:
         """Open the store. Raises StoreUnavailable."""
         await self._in_thread(self._store.open)
+
+    async def remembered(self) -> VehiclesRemembered:
+        """Vehicles that the store knows."""
+        latest = await asyncio.get_running_loop().run_in_executor(self._thread, self._store.latest)
+        return VehiclesRemembered(tuple(latest.vehicle.tolist()))
 
     async def close(self) -> None:
         """Close the store after the write that is under way."""

@@ -90,7 +90,8 @@ class Session(asyncio.Protocol):
         packet_id = self._outbox.new_id()
         answer = self._loop.create_future()
         self._outbox.expect(packet_id, answer)
-        wanted = [mqtt5.TopicFilter(pattern, max_qos=_QOS[qos]) for pattern, qos in filters]
+        # So that only what the server had stored is marked as retained, and not what is said now.
+        wanted = [mqtt5.TopicFilter(pattern, max_qos=_QOS[qos], retain_as_published=False) for pattern, qos in filters]
         self._write(mqtt5.SubscribePacket(packet_id, wanted).write())
         code = await answer
         if code >= _REFUSAL:

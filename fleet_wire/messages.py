@@ -113,7 +113,7 @@ class Drain(Struct, frozen=True, tag_field="type", tag="drain"):
 
 
 class Rebirth(Struct, frozen=True, tag_field="type", tag="rebirth"):
-    """Send a full snapshot: a gap was seen in the sequence."""
+    """Say everything again: state, caps and a full snapshot. A gap was seen in the sequence, or you are not known."""
 
 
 class Notice(Struct, frozen=True, tag_field="type", tag="notice"):

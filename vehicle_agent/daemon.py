@@ -342,6 +342,9 @@ class _Agent:
             case CoordinatorState(online, _, http_url):
                 self._saw_coordinator(http_url, online=online)
             case Rebirth():
+                self._caps = None
+                self._tell_state()
+                self._tell_caps()
                 self._tell_all(_now_ms())
             case Notice(fault, topic, detail):
                 self._counters[f"notice_{fault}"] += 1

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["SizingLimits", "chunk_rows", "lease_ms"]
+__all__ = ["SizingLimits", "chunk_rows", "lease_ms", "restored_deadline_ms"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,7 @@ class SizingLimits:
     inline_bytes: int = 96 * 1024
     lease_floor_ms: float = 15_000.0
     lease_factor: float = 6.0
+    restored_grace_ms: float = 5_000.0
 
 
 def chunk_rows(
@@ -50,3 +51,12 @@ def chunk_rows(
 def lease_ms(backlog_ms: float, limits: SizingLimits) -> float:
     """How long a car gets for a chunk that ends its backlog of `backlog_ms`."""
     return limits.lease_floor_ms + limits.lease_factor * backlog_ms
+
+
+def restored_deadline_ms(granted_ms: int, deadline_ms: int, now_ms: int, limits: SizingLimits) -> int:
+    """When a lease that a restarted coordinator finds in its ledger runs out: not later than it would have.
+
+    Nobody knows whether its task was sent before the end, so it gets what its work should take twice, and a grace.
+    """
+    expected_ms = max(0.0, deadline_ms - granted_ms - limits.lease_floor_ms) / limits.lease_factor
+    return min(deadline_ms, now_ms + int(limits.restored_grace_ms + 2 * expected_ms))

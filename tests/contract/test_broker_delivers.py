@@ -62,6 +62,15 @@ async def test_a_late_subscriber_gets_the_last_retained_message(join: Join) -> N
     assert (message.topic, message.payload, message.retain) == ("veh/1/state", b"new", True)
 
 
+async def test_what_is_said_now_is_not_marked_as_retained(join: Join) -> None:
+    reader = await join("reader")
+    await reader.subscribe([("veh/+/state", 1)])
+    writer = await join("writer")
+    await writer.publish("veh/1/state", b"online", retain=True)
+    (message,) = await take(reader, 1)
+    assert not message.retain
+
+
 async def test_an_empty_retained_message_clears_it(join: Join) -> None:
     writer = await join("writer")
     await writer.publish("veh/1/state", b"gone", retain=True)

@@ -156,7 +156,7 @@ class CoreMachine(RuleBasedStateMachine):
     def restart(self) -> None:
         before = self.core
         self.core = Core(self.policy)
-        self.core.restore(self.memory.snapshot())
+        self.core.restore(self.memory.snapshot(), self.now_ms)
         assert self.core.next_seq == before.next_seq
         for name, progress in self.core.jobs.items():
             known = before.jobs[name]

@@ -71,9 +71,7 @@ class ReferenceAgent:
         ) as self.client:
             for name in (self.topic("task"), self.topic("ctl"), f"{self.root}/coord/+/state"):
                 await self.client.subscribe(name, qos=1)
-            await self.publish(self.topic("state"), "state", {"online": True, "epoch": self.epoch}, retain=True)
-            await self.publish(self.topic("caps"), "caps", self.caps(), retain=True)
-            await self.snapshot()
+            await self.say_everything()
             async for message in self.client.messages:
                 await self.take(str(message.topic), msgspec.msgpack.decode(message.payload))
 
@@ -83,7 +81,7 @@ class ReferenceAgent:
         elif topic == self.topic("task"):
             await self.work(message)
         elif message["type"] == "rebirth":
-            await self.snapshot()
+            await self.say_everything()
 
     async def work(self, task: dict[str, Any]) -> None:
         session = self.models.get(task["model"]["digest"])
@@ -112,6 +110,11 @@ class ReferenceAgent:
             data = (await http.get(self.http_url + ref["path"])).raise_for_status().content
         assert hashlib.sha256(data).hexdigest() == ref["digest"]
         return data
+
+    async def say_everything(self) -> None:
+        await self.publish(self.topic("state"), "state", {"online": True, "epoch": self.epoch}, retain=True)
+        await self.publish(self.topic("caps"), "caps", self.caps(), retain=True)
+        await self.snapshot()
 
     async def snapshot(self) -> None:
         self.seq += 1

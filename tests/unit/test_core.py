@@ -12,6 +12,7 @@ from coordinator.events import (
     TaskRefused,
     TaskUndelivered,
     Tick,
+    VehiclesRemembered,
     VehicleState,
 )
 from coordinator.model import AcceptedRows, JobState, LeaseEnd, LeaseRecord, Piece
@@ -191,6 +192,13 @@ def test_a_car_known_only_from_a_retained_birth_is_asked_for_a_snapshot() -> Non
     assert core.handle(VehicleState("car-1", State(True, 3), retained=True), 50_000) == [
         SendControl("car-1", Rebirth())
     ]
+
+
+def test_cars_that_the_store_remembers_or_that_only_report_are_asked_who_they_are() -> None:
+    core = core_with(VehicleState("known", State(True, 1)))
+    remembered = VehiclesRemembered(("known", "unheard"))
+    assert core.handle(remembered, 50_000) == [SendControl("unheard", Rebirth())]
+    assert core.handle(telemetry(["reports"]), 50_001) == [SendControl("reports", Rebirth())]
 
 
 def test_cancelling_ends_leases_and_a_job_past_its_deadline_fails() -> None:

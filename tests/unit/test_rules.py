@@ -7,7 +7,7 @@ from hypothesis import given
 from coordinator.model import Model
 from coordinator.rules.fit import input_fault, output_fault
 from coordinator.rules.pay import PayTerms, pay_micro
-from coordinator.rules.sizing import SizingLimits, chunk_rows
+from coordinator.rules.sizing import SizingLimits, chunk_rows, lease_ms, restored_deadline_ms
 from fleet_wire.api import TensorSpec
 
 LIMITS = SizingLimits()
@@ -56,6 +56,13 @@ def test_chunk_sizes(changes: dict[str, object], rows: int) -> None:
 )
 def test_a_chunk_has_at_least_one_row_and_none_that_is_not_there(**terms: object) -> None:
     assert 1 <= size(**terms) <= terms["rows_free"]  # type: ignore[operator]
+
+
+def test_a_lease_that_a_restart_finds_gets_twice_its_work_and_a_grace() -> None:
+    granted_ms = 1_000
+    deadline_ms = granted_ms + int(lease_ms(2_000, LIMITS))
+    assert restored_deadline_ms(granted_ms, deadline_ms, 3_000, LIMITS) == 3_000 + 5_000 + 2 * 2_000
+    assert restored_deadline_ms(granted_ms, deadline_ms, deadline_ms - 10, LIMITS) == deadline_ms
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.floats(0, 1e9)), max_size=20))
