@@ -13,7 +13,7 @@ from idlewheel.brokers import Broker
 from tests.system.deployment import Deployment, deployment, until
 
 ROWS = 6_000
-MANY_ROWS = 24_000  # so many that the job outlasts two restarts, while the cars go on with what they hold
+MANY_ROWS = 24_000  # so many that the job outlasts what is done to it, while the cars go on with what they hold
 WIDTH = 64
 
 
@@ -94,7 +94,7 @@ async def test_coordinator_killed_in_mid_job(broker: Broker, tmp_path: Path, exp
 
 async def test_agent_killed_while_it_holds_work(broker: Broker, tmp_path: Path, expected: np.ndarray) -> None:
     async with deployment(broker, tmp_path, cars=2) as running:
-        job = await submitted(running)
+        job = await submitted(running, MANY_ROWS)
         collecting = asyncio.create_task(asyncio.to_thread(collect, job))
         await until_under_way(job)
         await until(lambda: running.client.vehicle("car-1").leases > 0, "car-1 holds work")
@@ -105,7 +105,7 @@ async def test_agent_killed_while_it_holds_work(broker: Broker, tmp_path: Path, 
 
 async def test_broker_killed_and_started_again(broker: Broker, tmp_path: Path, expected: np.ndarray) -> None:
     async with deployment(broker, tmp_path, cars=2) as running:
-        job = await submitted(running)
+        job = await submitted(running, MANY_ROWS)
         collecting = asyncio.create_task(asyncio.to_thread(collect, job))
         await until_under_way(job)
         await broker.restart()
