@@ -127,10 +127,11 @@ class InputsUnavailable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchRan:
-    """The worker computed the oldest batch."""
+    """The worker computed the oldest batch in `compute_ms`, during `processor_ms` of which each of its threads ran."""
 
     outputs: dict[str, Array]
     compute_ms: float
+    processor_ms: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,10 +43,11 @@ class Unusable(Struct, frozen=True, tag=True):
 
 
 class Ran(Struct, frozen=True, tag=True):
-    """The outputs of the oldest batch."""
+    """The outputs of the oldest batch, how long it took, and for how much of that the processor was ours."""
 
     outputs: list[Tensor]
     compute_ms: float
+    processor_ms: float
 
 
 class Raised(Struct, frozen=True, tag=True):

@@ -106,8 +106,8 @@ async def _send(orders: asyncio.Queue[bytearray], writer: asyncio.StreamWriter) 
 
 def _event_of(answer: Answer) -> Event:
     match answer:
-        case Ran(outputs, compute_ms):
-            return BatchRan(decode_tensors(outputs), compute_ms)
+        case Ran(outputs, compute_ms, processor_ms):
+            return BatchRan(decode_tensors(outputs), compute_ms, processor_ms)
         case Raised(error, by_row):
             return BatchFailed(error, by_row)
         case Loaded(digest, batch_rows):

@@ -384,12 +384,13 @@ class Session:
         if gathered is None:
             gathered = self._gathered[job] = Gathered(now_ms)
         rows = sum(piece.rows for piece in pieces)
-        compute_ms = event.compute_ms * rows / batch_rows
+        share = rows / batch_rows
         gathered.add(
             [span for piece in pieces for span in piece.holding.spans(piece.start, piece.stop)],
             outputs,
-            compute_ms=compute_ms,
-            energy_mwh=compute_ms * self._power_w / _MS_PER_HOUR_AND_MILLI,
+            compute_ms=event.compute_ms * share,
+            # Waiting for a processor that others use draws no power for us.
+            energy_mwh=event.processor_ms * share * self._power_w / _MS_PER_HOUR_AND_MILLI,
         )
         self._end_rows(job, pieces)
         idle = job not in self._jobs or not (self._jobs[job].waiting or self._running)

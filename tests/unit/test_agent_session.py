@@ -82,7 +82,7 @@ def loaded(*, batch_rows: int | None = None, **limits: Any) -> Session:
 
 
 def ran(rows: list[int], compute_ms: float = 30.0) -> BatchRan:
-    return BatchRan({"y": np.array(rows, dtype=np.int64)}, compute_ms)
+    return BatchRan({"y": np.array(rows, dtype=np.int64)}, compute_ms, compute_ms)
 
 
 def plain(commands: list[Command]) -> list[Any]:
@@ -355,7 +355,7 @@ def test_small_energies_are_not_lost() -> None:
 def test_an_output_row_above_a_packet_goes_by_reference_and_comes_back_when_it_cannot_be_stored() -> None:
     session = loaded()
     session.handle(TaskOffered(task([Lease(1, 0, 2)])), 0)
-    commands = session.handle(BatchRan({"y": np.zeros((2, 20_000), np.uint8)}, 30.0), 0)
+    commands = session.handle(BatchRan({"y": np.zeros((2, 20_000), np.uint8)}, 30.0, 30.0), 0)
     (command,) = commands
     assert isinstance(command, ByReference)
     assert command.rows.spans == [Span(1, 0, 2)]
@@ -530,7 +530,7 @@ class AnyOrder(RuleBasedStateMachine):
             case Run(_, rows, inputs), "well":
                 assert len(inputs["x"]) == rows
                 output = {"y": inputs["x"]} | ({"z": np.zeros((rows, 2000), np.uint8)} if wide else {})
-                self.tell(BatchRan(output, 5.0))
+                self.tell(BatchRan(output, 5.0, 5.0))
             case _:
                 self.tell(BatchFailed("bad", by_row=how == "badly"))
 
