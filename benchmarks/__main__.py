@@ -32,7 +32,9 @@ def main() -> int:
         print(f"{name} …", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(prefix="idlewheel-bench-") as folder:
             plan = Plan(arguments.quick, 1 if arguments.quick else 3, Path(folder))
-            figures += asyncio.run(importlib.import_module(f"benchmarks.{BY_NAME_ALONE.get(name, name)}").measure(plan))
+            measured = asyncio.run(importlib.import_module(f"benchmarks.{BY_NAME_ALONE.get(name, name)}").measure(plan))
+        print(table(measured), file=sys.stderr, flush=True)  # of a run that is broken off something should be left
+        figures += measured
     print(_machine())
     print()
     print(table(figures))

@@ -1,4 +1,4 @@
-"""The MQTT clients of `benchmarks.mqtt_clients` as lines of the common table, each beside the floor of its direction."""
+"""The clients of `benchmarks.mqtt_clients` as lines of the common table, those that receive beside their floor."""
 
 from typing import Any, Final
 
