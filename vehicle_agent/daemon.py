@@ -397,7 +397,7 @@ def _session_limits(settings: AgentSettings) -> SessionLimits:
         worker_models=settings.worker_models,
         worker_idle_ms=int(settings.worker_idle_s * 1000),
         consent_version=settings.consent_version,
-        pace=PaceLimits(settings.first_batch_rows, settings.max_batch_rows, settings.batch_target_ms),
+        pace=PaceLimits(settings.first_batch_rows, settings.max_batch_rows, target_ms=settings.batch_target_ms),
     )
 
 
