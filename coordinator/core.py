@@ -34,7 +34,7 @@ from coordinator.progress import JobProgress, OpenLease
 from coordinator.rules.eligibility import EligibilityLimits, Reason, first_reasons
 from coordinator.rules.fit import output_fault
 from coordinator.rules.pay import PayTerms, pay_micro
-from coordinator.rules.sizing import SizingLimits, chunk_rows, lease_ms, restored_deadline_ms
+from coordinator.rules.sizing import SizingLimits, backlog_ms, chunk_rows, lease_ms, restored_deadline_ms
 from fleet_wire.messages import Cancel, Rebirth, RefusalReason, Span
 
 __all__ = ["Core", "CorePolicy"]
@@ -402,11 +402,14 @@ class Core:
         backlog, held, slots = (self.fleet.column[name] for name in ("backlog_ms", "leases", "slots"))
         row_ms = self._row_ms.get((vehicle, job.model), self._model_row_ms.get(job.model))
         granted: list[LeaseRecord] = []
-        while progress.free and backlog[row] < sizing.backlog_ms and held[row] < slots[row]:
+        while progress.free and held[row] < slots[row]:
+            free = max(1, progress.rows_free)
+            if backlog[row] >= backlog_ms(row_ms=row_ms, rows_free=free, cars=cars, limits=sizing):
+                break
             wanted = chunk_rows(
                 row_ms=row_ms,
                 row_bytes=job.row_bytes,
-                rows_free=max(1, progress.rows_free),
+                rows_free=free,
                 cars=cars,
                 fixed_rows=job.terms.chunk_rows,
                 batch_rows=self.models[job.model].batch_rows,

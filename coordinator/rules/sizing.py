@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass
 
-__all__ = ["SizingLimits", "chunk_rows", "lease_ms", "restored_deadline_ms"]
+__all__ = ["SizingLimits", "backlog_ms", "chunk_rows", "lease_ms", "restored_deadline_ms"]
 
 
 @dataclass(frozen=True, slots=True)
 class SizingLimits:
     """`chunk_ms` is the work of one chunk, `backlog_ms` how much a car may hold so that it never waits for us.
 
+    Towards the end of a job it holds less, so that no car is left with much to do alone: but `least_backlog_ms`.
     `inline_bytes` bounds the input rows in one task message; larger rows travel over HTTP.
     """
 
     chunk_ms: float = 1000.0
     backlog_ms: float = 2000.0
+    least_backlog_ms: float = 300.0
     probe_rows: int = 8
     inline_bytes: int = 96 * 1024
     lease_floor_ms: float = 15_000.0
@@ -46,6 +48,12 @@ def chunk_rows(
     if batch_rows is not None:
         rows = -(-rows // batch_rows) * batch_rows
     return min(rows, rows_free)
+
+
+def backlog_ms(*, row_ms: float | None, rows_free: int, cars: int, limits: SizingLimits) -> float:
+    """How much work a car may hold, in milliseconds: half of its share of what is free, within the limits."""
+    share_ms = limits.backlog_ms if row_ms is None else rows_free * row_ms / (2 * max(cars, 1))
+    return max(limits.least_backlog_ms, min(limits.backlog_ms, share_ms))
 
 
 def lease_ms(backlog_ms: float, limits: SizingLimits) -> float:

@@ -7,7 +7,7 @@ from hypothesis import given
 from coordinator.model import Model
 from coordinator.rules.fit import input_fault, output_fault
 from coordinator.rules.pay import PayTerms, pay_micro
-from coordinator.rules.sizing import SizingLimits, chunk_rows, lease_ms, restored_deadline_ms
+from coordinator.rules.sizing import SizingLimits, backlog_ms, chunk_rows, lease_ms, restored_deadline_ms
 from fleet_wire.api import TensorSpec
 
 LIMITS = SizingLimits()
@@ -56,6 +56,14 @@ def test_chunk_sizes(changes: dict[str, object], rows: int) -> None:
 )
 def test_a_chunk_has_at_least_one_row_and_none_that_is_not_there(**terms: object) -> None:
     assert 1 <= size(**terms) <= terms["rows_free"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("row_ms", "rows_free", "held_ms"),
+    [(None, 10, 2_000), (10.0, 10_000, 2_000), (10.0, 400, 1_000), (10.0, 40, 300), (0.001, 10_000, 300)],
+)
+def test_a_car_holds_half_of_its_share_of_what_is_free(row_ms: float | None, rows_free: int, held_ms: float) -> None:
+    assert backlog_ms(row_ms=row_ms, rows_free=rows_free, cars=2, limits=LIMITS) == held_ms
 
 
 def test_a_lease_that_a_restart_finds_gets_twice_its_work_and_a_grace() -> None:
