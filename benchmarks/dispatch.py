@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from benchmarks.child import Process, spawn
 from benchmarks.figures import Figure, Plan, at_least, listed, middle
 from benchmarks.peers import measure_peer
-from benchmarks.stack import job_seconds, run_stack
+from benchmarks.stack import job_took, run_stack
 from idlewheel.client import Client
 
 GROUP: Final = "dispatch"
@@ -79,7 +79,7 @@ async def _run_ours(client: Client, chunks: int, seed: int) -> float:
     """Seconds of one job; every row of its result is compared."""
     rows = np.random.default_rng(seed).standard_normal((chunks, _COLUMNS), dtype=np.float32)
     job = await asyncio.to_thread(client.submit, identity_model(), rows, chunk_rows=1)
-    took_s = await job_seconds(job)
+    took_s = (await job_took(job)).seconds
     result = await asyncio.to_thread(job.result)
     if not np.array_equal(result["same"], rows):
         raise RuntimeError(f"job {job.id}: its rows came back changed")

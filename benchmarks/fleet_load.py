@@ -101,6 +101,9 @@ class Sender(asyncio.Protocol):
         self._rest = data[at:]
         self.send()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        sys.exit(f"{self._name}: the broker closed the connection: {exc}")
+
     def send(self) -> None:
         room = min(self.allowed, self.acknowledged + WINDOW) - self.sent
         if room >= min(_BLOCK, self.allowed - self.sent) and room > 0 and self._transport is not None:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.child import spawn
 from benchmarks.figures import Figure, Plan, at_least, listed, middle
 from benchmarks.peers import measure_peer
-from benchmarks.stack import job_seconds, run_stack
+from benchmarks.stack import JobTook, job_took, run_stack
 from idlewheel.client import Client
 from idlewheel.examples import EXAMPLES
 
@@ -88,7 +88,7 @@ async def _measure(plan: Plan, load: Load) -> list[Figure]:
     model, rows = plan.directory / "model.onnx", plan.directory / "rows.npz"
     model.write_bytes(load.model)
     np.savez(rows, **load.inputs)  # type: ignore[arg-type]
-    ours, alone = [], []
+    ours, alone, busy = [], [], []
     async with (
         spawn(plan.directory, "benchmarks.direct", model, rows) as direct,
         run_stack(plan.directory, cars=2) as (_, client),
@@ -98,7 +98,9 @@ async def _measure(plan: Plan, load: Load) -> list[Figure]:
         for _ in range(plan.runs):
             await direct.tell(go=True)
             alone.append(float((await direct.hear())["per_s"]))
-            ours.append(len(load) / await _run_ours(client, model, load.inputs))
+            took = await _run_ours(client, model, load.inputs)
+            ours.append(len(load) / took.seconds)
+            busy.append(took.compute_s / took.seconds / 2)
     figure = Figure(
         GROUP,
         f"idlewheel, {load.name}, {len(load):,} rows, 2 agents of 1 thread",
@@ -106,15 +108,15 @@ async def _measure(plan: Plan, load: Load) -> list[Figure]:
         middle(ours),
         middle(alone),
         f"onnxruntime, 2 of 1 thread, batches of {batch}",
-        note=f"{listed(ours)}; alone {listed(alone)}",
+        note=f"{listed(ours)}; alone {listed(alone)}; ours computed {middle(busy):.0%} of its time",
     )
     return [at_least(0.9, figure), *[await _peer(plan, name, load, model, rows, middle(alone)) for name in PEERS]]
 
 
-async def _run_ours(client: Client, model: Path, inputs: dict[str, NDArray[Any]]) -> float:
-    """Seconds of one job; that its rows are right is what the tests are for."""
+async def _run_ours(client: Client, model: Path, inputs: dict[str, NDArray[Any]]) -> JobTook:
+    """One job; that its rows are right is what the tests are for."""
     job = await asyncio.to_thread(client.submit, model, inputs)
-    return await job_seconds(job)
+    return await job_took(job)
 
 
 async def _peer(plan: Plan, name: str, load: Load, model: Path, rows: Path, alone: float) -> Figure:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from idlewheel.processes import Child
 from simulator.car import Replay
 from simulator.traces import parked
 
-__all__ = ["FLEET", "job_seconds", "run_parked_car", "run_stack", "until"]
+__all__ = ["FLEET", "JobTook", "job_took", "run_parked_car", "run_stack", "until"]
 
 FLEET: Final = "bench"
 _DEADLINE_S: Final = 600.0
@@ -48,9 +49,17 @@ async def until(holds: Callable[[], bool], within_s: float) -> None:
             await asyncio.sleep(0.1)
 
 
-async def job_seconds(job: Job) -> float:
-    """Wait for a job's end; how long it took by the coordinator's clock, from its submission to its last row."""
+@dataclass(frozen=True, slots=True)
+class JobTook:
+    """By the coordinator's clock from submission to the last row; `compute_s` is what the runtime alone took of it."""
+
+    seconds: float
+    compute_s: float
+
+
+async def job_took(job: Job) -> JobTook:
+    """Wait for a job's end. Raise RuntimeError when not all is as it must be."""
     view = await asyncio.to_thread(job.wait, _DEADLINE_S)
     if view.state != "done" or view.ended_ms is None or view.rows_duplicate:
         raise RuntimeError(f"job {view.id} is {view.state}: {view.error}; {view.rows_duplicate} rows came twice")
-    return (view.ended_ms - view.created_ms) / 1000
+    return JobTook((view.ended_ms - view.created_ms) / 1000, view.compute_ms / 1000)

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final
 
 import psutil
@@ -174,15 +175,16 @@ async def _settled(side: Side) -> tuple[int, int]:
 
 
 def _memory(last: Round, seconds: float) -> Figure:
-    """Growth after the first third: what the first seconds fill are buffers."""
+    """The last third beside the one before: the store's buffers fill first, and then are written out in bursts."""
     third = max(1, len(last.rss_mb) // 3)
-    start, half, end = last.rss_mb[third], last.rss_mb[len(last.rss_mb) // 2], last.rss_mb[-1]
+    before, after = fmean(last.rss_mb[third : 2 * third]), fmean(last.rss_mb[-third:])
     figure = Figure(
         GROUP,
-        f"coordinator, growth of memory over the last two thirds of {seconds:.0f} s",
+        f"coordinator, growth of memory from the second to the last third of {seconds:.0f} s",
         "%",
-        max(0.0, (end - start) / start * 100),
-        note=f"RSS {last.rss_mb[0]:.0f} MB at the start, {half:.0f} half-way, {end:.0f} at the end",
+        max(0.0, (after - before) / before * 100),
+        note=f"RSS {last.rss_mb[0]:.0f} MB at the start, on average {before:.0f}, then {after:.0f};"
+        f" {max(last.rss_mb):.0f} at most",
     )
     return below(_FLAT_PERCENT, figure)
 
