@@ -31,8 +31,8 @@ from simulator.sessions import ATTRIBUTION
 
 __all__ = ["demo"]
 
-# Of the direct run: where the examples' models are fastest.
-_BATCH_ROWS = 4  # the fastest for Magika of 1 to 32, with one thread and with two
+# Of the direct run: where Magika is fastest of 1 to 32, with one thread and with two.
+_BATCH_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
