@@ -186,7 +186,7 @@ def _memory(last: Round, seconds: float) -> Figure:
         note=f"RSS {last.rss_mb[0]:.0f} MB at the start, on average {before:.0f}, then {after:.0f};"
         f" {max(last.rss_mb):.0f} at most",
     )
-    return below(_FLAT_PERCENT, figure)
+    return below(_FLAT_PERCENT, figure) if seconds >= 60 else figure  # sooner the buffers are not full yet
 
 
 def _cpu_s(processes: dict[str, psutil.Process]) -> dict[str, float]:
