@@ -121,7 +121,6 @@ class CoordinatorDesk:
 
     async def rows(self, job: str, after: int) -> AsyncIterator[RowsFrame]:
         """Accepted rows since the cursor, then those to come, until the job ends. Raises ResourceMissing."""
-        await self.job(job)
         while True:
             view = await self.job(job)  # before the read, so that no row of an ended job is missed
             page = await self._brain.with_ledger(self._ledger.rows_after, job, after, _PAGE_RESULTS)
