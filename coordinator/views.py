@@ -38,9 +38,9 @@ def job_view(core: Core, progress: JobProgress, now_ms: int) -> JobView:
 
 
 def vehicle_views(core: Core, now_ms: int) -> Iterator[VehicleView]:
-    """Every vehicle known."""
+    """Every vehicle known, by id."""
     reasons = core.reasons(now_ms).tolist()
-    return (_vehicle(core, row, Reason(reason)) for row, reason in enumerate(reasons))
+    return (_vehicle(core, row, Reason(reasons[row])) for _, row in sorted(core.fleet.index.items()))
 
 
 def vehicle_view(core: Core, vehicle: str, now_ms: int) -> VehicleView | None:

@@ -27,9 +27,9 @@ _STOP_S: Final = 5.0
 _PROBE_S: Final = 2.0
 _PROBE_EVERY_S: Final = 0.05
 _PACKET_BYTES: Final = 1 << 20
-_MEMORY_BYTES: Final = 512 << 20
 
 # Mosquitto's defaults (20 in flight, 1000 queued) drop QoS 1 messages under load; Nagle's algorithm costs 40 ms a hop.
+# Version 2.0.11 counts what waited as if it still did, so any limit on that is reached in the end (docs/benchmarks.md).
 # Started as root it would change to a user who may not write where we do.
 _MOSQUITTO: Final = """\
 user root
@@ -37,9 +37,8 @@ listener {port} {host}
 allow_anonymous true
 set_tcp_nodelay true
 max_inflight_messages 1000
-max_queued_messages 100000
+max_queued_messages 2000000000
 max_packet_size {packet_bytes}
-memory_limit {memory_bytes}
 log_dest stderr
 log_type error
 log_type warning
@@ -217,7 +216,6 @@ def _mosquitto(directory: Path, port: int, *, persistence: bool) -> list[str]:
         host=_HOST,
         port=port,
         packet_bytes=_PACKET_BYTES,
-        memory_bytes=_MEMORY_BYTES,
         persistence="true" if persistence else "false",
     )
     if persistence:

@@ -133,6 +133,41 @@ async def test_a_burst_larger_than_every_window_loses_nothing(join: Join) -> Non
     assert [message.payload for message in await taking] == sent
 
 
+async def test_a_subscriber_that_is_always_behind_several_writers_loses_nothing(join: Join) -> None:
+    """With `max_queued_messages 10000` Mosquitto 2.0.11 drops acknowledged messages here: it miscounts what waits."""
+    each, ahead = 40_000, 8_000
+    reader, writers = await join("reader"), [await join(f"writer-{n}") for n in range(4)]
+    await reader.subscribe([("behind/+", 1)])
+    read_on = asyncio.Condition()
+    taken: list[Message] = []
+    sent = 0
+
+    async def write(topic: str, writer: Session) -> None:
+        nonlocal sent
+        answers = []
+        for n in range(each):
+            if sent - len(taken) >= ahead:
+                async with read_on:
+                    await read_on.wait_for(lambda: sent - len(taken) < ahead)
+            await writer.drain()
+            answers.append(writer.publish_soon(topic, b"%d" % n))
+            sent += 1
+        await asyncio.gather(*answers)
+
+    async def take_all() -> None:
+        while len(taken) < each * len(writers):
+            taken.extend(messages := await reader.receive())
+            reader.acknowledge(messages)
+            async with read_on:
+                read_on.notify_all()
+
+    topics = [f"behind/{n}" for n in range(len(writers))]
+    async with asyncio.timeout(2 * DEADLINE_S):
+        await asyncio.gather(take_all(), *map(write, topics, writers))
+    for topic in topics:
+        assert [int(message.payload) for message in taken if message.topic == topic] == list(range(each))
+
+
 async def test_a_payload_of_100_kb_arrives_whole(join: Join) -> None:
     reader, writer = await join("reader"), await join("writer")
     await reader.subscribe([("large", 1)])
