@@ -166,7 +166,7 @@ class Session:
                 return commands
             case JobCancelled(job, chunks):
                 held = self._jobs[job].held if job in self._jobs else {}
-                named = [chunk for chunk in chunks if chunk in held] if chunks else list(held)
+                named = [chunk for chunk in dict.fromkeys(chunks) if chunk in held] if chunks else list(held)
                 return self._refuse(job, named, RefusalReason.CANCELLED)
             case Drained():
                 self.draining = True

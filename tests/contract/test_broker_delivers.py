@@ -142,13 +142,16 @@ async def test_a_subscriber_that_is_always_behind_several_writers_loses_nothing(
     taken: list[Message] = []
     sent = 0
 
+    def may_send() -> bool:
+        return sent - len(taken) < ahead
+
     async def write(topic: str, writer: Session) -> None:
         nonlocal sent
         answers = []
         for n in range(each):
-            if sent - len(taken) >= ahead:
+            if not may_send():
                 async with read_on:
-                    await read_on.wait_for(lambda: sent - len(taken) < ahead)
+                    await read_on.wait_for(may_send)
             await writer.drain()
             answers.append(writer.publish_soon(topic, b"%d" % n))
             sent += 1

@@ -263,7 +263,7 @@ def test_a_model_that_the_runtime_refuses_fails_its_rows() -> None:
 def test_a_cancelled_chunk_is_left_out_of_the_batch_that_computes_it() -> None:
     session = loaded()
     session.handle(TaskOffered(task([Lease(1, 0, 2), Lease(2, 2, 4), Lease(3, 4, 6)])), 0)
-    assert plain(session.handle(JobCancelled("j", (2, 99)), 0)) == [refusal(RefusalReason.CANCELLED, [2])]
+    assert plain(session.handle(JobCancelled("j", (2, 99, 2)), 0)) == [refusal(RefusalReason.CANCELLED, [2])]
     commands = session.handle(ran([0, 1, 2, 3, 4, 5], 60.0), 0)
     assert plain(commands) == [("rows", [Span(1, 0, 2), Span(3, 4, 6)], {"y": [0, 1, 4, 5]}, 40.0, 0)]
     assert session.handle(JobCancelled("j"), 0) == []
