@@ -66,7 +66,7 @@ class SessionLimits:
     input_bytes: int = 256 << 20
     worker_models: int = 4
     pipe_batches: int = 2
-    gather_ms: int = 20
+    gather_ms: int = 100
     worker_idle_ms: int = 300_000
     consent_version: int = 0
     pace: PaceLimits = field(default_factory=PaceLimits)
