@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, LeaseRecord, Model
 from fleet_wire.codec import Control
+from fleet_wire.policy import OwnerPolicy
 
 __all__ = [
+    "AddConsent",
     "AddJob",
     "AddModel",
     "AddRows",
@@ -15,6 +17,7 @@ __all__ = [
     "GrantLease",
     "LedgerWrite",
     "SendControl",
+    "SendPolicy",
     "SendTask",
 ]
 
@@ -31,6 +34,16 @@ class AddJob:
     """Keep a new job."""
 
     job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class AddConsent:
+    """Keep a version of an owner's policy, and who set it; earlier versions stay."""
+
+    vehicle: str
+    policy: OwnerPolicy
+    by: str
+    set_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +81,7 @@ class AddRows:
     rows: AcceptedRows
 
 
-LedgerWrite = AddModel | AddJob | EndJob | GrantLease | EndLease | AddRows
+LedgerWrite = AddModel | AddJob | AddConsent | EndJob | GrantLease | EndLease | AddRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +104,12 @@ class SendControl:
     control: Control
 
 
-Command = LedgerWrite | SendTask | SendControl
+@dataclass(frozen=True, slots=True)
+class SendPolicy:
+    """Publish a vehicle's policy, retained, so that it finds it whenever it connects."""
+
+    vehicle: str
+    policy: OwnerPolicy
+
+
+Command = LedgerWrite | SendTask | SendControl | SendPolicy

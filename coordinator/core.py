@@ -11,12 +11,25 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.commands import AddJob, AddModel, AddRows, Command, EndJob, EndLease, GrantLease, SendControl, SendTask
+from coordinator.commands import (
+    AddConsent,
+    AddJob,
+    AddModel,
+    AddRows,
+    Command,
+    EndJob,
+    EndLease,
+    GrantLease,
+    SendControl,
+    SendPolicy,
+    SendTask,
+)
 from coordinator.events import (
     Event,
     JobCancelled,
     JobSubmitted,
     ModelAdded,
+    PolicySet,
     RowsFailed,
     RowsReceived,
     TaskRefused,
@@ -111,6 +124,10 @@ class Core:
                 self.fleet.set_caps(vehicle, caps)
                 self._reasons_ms = -1
                 return []
+            case PolicySet(vehicle, policy, by):
+                self.fleet.set_policy(vehicle, policy)
+                self._reasons_ms = -1
+                return [AddConsent(vehicle, policy, by, now_ms), SendPolicy(vehicle, policy)]
             case TaskRefused():
                 return self._task_refused(event, now_ms)
             case RowsFailed(vehicle, failure):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from coordinator.model import Job, Model
 from fleet_wire.api import TensorSpec
 from fleet_wire.messages import Caps, Failure, Refusal, Rows, State
+from fleet_wire.policy import OwnerPolicy
 
 __all__ = [
     "BOOLEAN_SIGNALS",
@@ -24,20 +25,33 @@ __all__ = [
     "TelemetryBatch",
     "Tick",
     "VehicleCaps",
+    "PolicySet",
     "VehicleState",
     "VehiclesRemembered",
 ]
 
 # Signals in columns: flags as int8 (-1 absent), numbers as float64 (NaN absent), `refusal` as text (None absent).
-BOOLEAN_SIGNALS = ("moving", "plugged", "charging", "link_metered", "opted_in")
+BOOLEAN_SIGNALS = (
+    "moving",
+    "plugged",
+    "charging",
+    "link_metered",
+    "opted_in",
+    "update_pending",
+    "camp_mode",
+    "sentry_mode",
+)
 NUMBER_SIGNALS = (
     "charge_percent",
     "battery_temperature_c",
     "battery_power_w",
+    "battery_capacity_kwh",
     "cabin_temperature_c",
     "link_rate_mbps",
+    "link_month_bytes",
     "compute_temperature_c",
     "compute_power_w",
+    "awake_power_w",
     "free_slots",
     "departure_ms",
     "departure_charge_percent",
@@ -87,6 +101,15 @@ class VehicleCaps:
 
     vehicle: str
     caps: Caps
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySet:
+    """An owner, or somebody for them, changed what a vehicle may do. Already checked: it contradicts nothing."""
+
+    vehicle: str
+    policy: OwnerPolicy
+    by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +178,7 @@ Event = (
     | VehiclesRemembered
     | VehicleState
     | VehicleCaps
+    | PolicySet
     | RowsReceived
     | TaskRefused
     | RowsFailed

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from coordinator.events import BOOLEAN_SIGNALS, NUMBER_SIGNALS, TelemetryBatch
 from fleet_wire.messages import Caps, State
+from fleet_wire.policy import WEEK_QUARTERS, OwnerPolicy, allowed_quarters
 
 __all__ = ["FleetView", "TelemetryOutcome"]
 
@@ -27,10 +28,31 @@ _COLUMNS: dict[str, tuple[str, float]] = {
     "rows_done": ("i8", 0),
     "energy_mwh": ("i8", 0),
     "pay_micro": ("i8", 0),
+    # The owner's policy; version 0 is none. What is not limited is NaN.
+    "policy_version": ("i8", 0),
+    "revoked": ("?", False),
+    "purposes": ("u8", 0),
+    "timezone": ("i2", 0),
+    "charge_floor_percent": ("f8", np.nan),
+    "promised_charge_percent": ("f8", np.nan),
+    "price_ceiling_micro_per_kwh": ("f8", np.nan),
+    "charge_coincident_only": ("?", False),
+    "metered_allowed": ("?", False),
+    "least_mbps": ("f8", 0.0),
+    "link_budget_bytes": ("f8", np.nan),
+    "power_cap_w": ("f8", np.nan),
+    "least_pay_micro_per_h": ("f8", 0.0),
+    # What the coordinator holds of the car besides.
+    "plugged_since_ms": ("i8", -1),
+    "clock_skew_ms": ("i8", 0),
+    "energy_micro_per_kwh": ("f8", np.nan),
+    "quarantined_until_ms": ("i8", 0),
+    "strikes": ("i4", 0),
     **dict.fromkeys(BOOLEAN_SIGNALS, ("i1", -1)),
     **dict.fromkeys(NUMBER_SIGNALS, ("f8", np.nan)),
 }
 _FIRST_CAPACITY = 64
+_MOST_PURPOSES = 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +72,9 @@ class FleetView:
     index: dict[str, int] = field(default_factory=dict)
     refusal: list[str] = field(default_factory=list)
     caps: list[Caps | None] = field(default_factory=list)
+    policies: list[OwnerPolicy | None] = field(default_factory=list)
+    purpose_bits: dict[str, int] = field(default_factory=dict)
+    timezones: list[str] = field(default_factory=lambda: ["UTC"])
     held: list[dict[str, set[int]]] = field(default_factory=list)
     column: dict[str, NDArray[Any]] = field(
         default_factory=lambda: {
@@ -57,6 +82,9 @@ class FleetView:
         }
     )
     unwilling: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(_FIRST_CAPACITY, dtype=np.bool_))
+    quarters: NDArray[np.uint8] = field(
+        default_factory=lambda: np.zeros((_FIRST_CAPACITY, WEEK_QUARTERS // 8), dtype=np.uint8)
+    )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -77,6 +105,7 @@ class FleetView:
         self.index[vehicle] = row
         self.refusal.append("")
         self.caps.append(None)
+        self.policies.append(None)
         self.held.append({})
         return row
 
@@ -85,6 +114,7 @@ class FleetView:
         for name, (kind, value) in _COLUMNS.items():
             self.column[name] = np.concatenate([self.column[name], np.full(capacity, value, dtype=kind)])
         self.unwilling = np.concatenate([self.unwilling, np.zeros(capacity, dtype=np.bool_)])
+        self.quarters = np.concatenate([self.quarters, np.zeros_like(self.quarters)])
 
     def set_state(self, vehicle: str, state: State) -> bool:
         """Take a birth or Will; return whether it changed anything. An offline message of another epoch is ignored."""
@@ -105,6 +135,35 @@ class FleetView:
         self.caps[row] = caps
         self.column["slots"][row] = caps.slots
         self.column["consent_version"][row] = caps.consent_version
+
+    def set_policy(self, vehicle: str, policy: OwnerPolicy) -> None:
+        """Take the owner's policy, which replaces the one before."""
+        row = self.row(vehicle)
+        self.policies[row] = policy
+        self.quarters[row] = np.packbits(np.frombuffer(allowed_quarters(policy), dtype=np.uint8))
+        if policy.timezone not in self.timezones:
+            self.timezones.append(policy.timezone)
+        values = {
+            "policy_version": policy.version,
+            "revoked": policy.revoked,
+            "purposes": sum(1 << self.purpose_bit(purpose) for purpose in policy.purposes),
+            "timezone": self.timezones.index(policy.timezone),
+            "charge_floor_percent": policy.charge_floor_percent,
+            "promised_charge_percent": _or_nan(policy.departure_charge_percent),
+            "price_ceiling_micro_per_kwh": _or_nan(policy.price_ceiling_micro_per_kwh),
+            "charge_coincident_only": policy.charge_coincident_only,
+            "metered_allowed": policy.link.metered_allowed,
+            "least_mbps": policy.link.least_mbps,
+            "link_budget_bytes": _or_nan(policy.link.month_bytes),
+            "power_cap_w": _or_nan(policy.power_cap_w),
+            "least_pay_micro_per_h": policy.least_pay_micro_per_h,
+        }
+        for name, value in values.items():
+            self.column[name][row] = value
+
+    def purpose_bit(self, purpose: str) -> int:
+        """Place of a purpose in the column `purposes`. Those beyond what fits share the last one, which nobody agrees to."""
+        return self.purpose_bits.setdefault(purpose, min(len(self.purpose_bits), _MOST_PURPOSES))
 
     def apply(self, batch: TelemetryBatch) -> TelemetryOutcome:
         """Take telemetry, in the order of the batch; documents older than what is known are left out."""
@@ -169,3 +228,7 @@ class FleetView:
                 accepted[place] = True
                 gap[place] = not snapshot and (epoch, seq) != (before[0], before[1] + 1)
         return accepted, gap
+
+
+def _or_nan(value: float | None) -> float:
+    return np.nan if value is None else value

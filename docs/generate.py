@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from fleet_wire import codec, messages
+from fleet_wire import codec, messages, policy
 from fleet_wire.codec import MessageKind
 from fleet_wire.topics import FleetTopics, VehicleChannel
 
@@ -37,7 +37,7 @@ class Channel:
     name: str
     topic: str
     action: str
-    kind: MessageKind[Any] | None
+    kind: MessageKind[Any]
     structs: tuple[type[msgspec.Struct], ...]
     retain: bool
     summary: str
@@ -97,10 +97,10 @@ CHANNELS = (
         "vehiclePolicy",
         _vehicle_topic(VehicleChannel.POLICY),
         "receive",
-        None,
-        (),
+        codec.POLICY,
+        (policy.OwnerPolicy,),
         True,
-        "Reserved for the owner's policy and consent; version 1 has no message on it yet.",
+        "The owner's policy and consent; the vehicle refuses tasks that rely on another version.",
     ),
     Channel(
         "jobResult",
@@ -148,7 +148,6 @@ def asyncapi() -> dict[str, Any]:
             "messages": {
                 struct.__name__: _message(channel.kind, struct)
                 for channel in CHANNELS
-                if channel.kind is not None
                 for struct in channel.structs
             },
             "schemas": _schemas(),

@@ -68,12 +68,20 @@ class ModelView(Struct, frozen=True):
 
 
 class JobTerms(Struct, frozen=True):
-    """What a job asks for. `chunk_rows` None lets the coordinator size chunks; higher `priority` goes first."""
+    """What a job asks for. `chunk_rows` None lets the coordinator size chunks; higher `priority` goes first.
+
+    Only cars whose owners agreed to `purpose` work for it, and only where a kWh costs `price_ceiling_micro_per_kwh` at
+    most; no car sees more than `vehicle_share` of its rows. A row that failed on `max_attempts` different cars, or as
+    many as there are, is given up and reported.
+    """
 
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
     chunk_rows: Annotated[int, Meta(ge=1, le=1 << 40)] | None = None
     deadline_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
+    purpose: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,32}$(?!\n)")] = "general"
+    price_ceiling_micro_per_kwh: Annotated[int, Meta(ge=0, le=1 << 53)] | None = None
+    vehicle_share: Annotated[float, Meta(gt=0, le=1)] = 1.0
 
 
 class JobRequest(Struct, frozen=True):

@@ -19,12 +19,14 @@ from fleet_wire.messages import (
     Task,
     Telemetry,
 )
+from fleet_wire.policy import OwnerPolicy
 
 __all__ = [
     "CAPS",
     "CONTROL",
     "COORDINATOR",
     "MAX_PACKET_BYTES",
+    "POLICY",
     "RESULT",
     "STATE",
     "TASK",
@@ -89,4 +91,5 @@ TELEMETRY: MessageKind[Telemetry] = MessageKind("telemetry", Telemetry)
 TASK: MessageKind[Task] = MessageKind("task", Task)
 CONTROL: MessageKind[Control] = MessageKind("control", Control)
 RESULT: MessageKind[Result] = MessageKind("result", Result)
+POLICY: MessageKind[OwnerPolicy] = MessageKind("policy", OwnerPolicy)
 COORDINATOR: MessageKind[CoordinatorState] = MessageKind("coordinator", CoordinatorState)

@@ -88,7 +88,8 @@ class Task(Struct, frozen=True):
     """Leases on chunks of one job for one vehicle. The inputs are the rows of all leases, one after another.
 
     `epoch` is the vehicle's; a task for an earlier epoch is refused. `deadline_ms` is absolute. `consent_version`
-    names the owner's consent that the task relies on.
+    names the owner's consent that the task relies on, and `purpose` what for. `energy_micro_per_kwh` is the tariff that
+    is refunded and `pay_micro_per_h` the fee for an hour of computing, both in millionths of the currency.
     """
 
     job: Identifier
@@ -97,6 +98,9 @@ class Task(Struct, frozen=True):
     deadline_ms: UnixMs
     consent_version: Count
     leases: Annotated[list[Lease], Meta(min_length=1, max_length=65535)]
+    purpose: Annotated[str, Meta(max_length=32)] = ""
+    energy_micro_per_kwh: Count = 0
+    pay_micro_per_h: Count = 0
     inputs: list[Tensor] | None = None
     inputs_ref: BlobRef | None = None
 

@@ -20,13 +20,19 @@ SIGNAL_PATHS: dict[str, str] = {
     "charge_percent": "Vehicle.Powertrain.TractionBattery.StateOfCharge.Current",
     "battery_temperature_c": "Vehicle.Powertrain.TractionBattery.Temperature.Average",
     "battery_power_w": "Vehicle.Powertrain.TractionBattery.CurrentPower",
+    "battery_capacity_kwh": "Vehicle.Powertrain.TractionBattery.NetCapacity",
     "cabin_temperature_c": "Vehicle.Cabin.HVAC.AmbientAirTemperature",
     "link_metered": "Vehicle.Idlewheel.Link.IsMetered",
     "link_rate_mbps": "Vehicle.Idlewheel.Link.Throughput",
+    "link_month_bytes": "Vehicle.Idlewheel.Link.MonthBytes",
     "compute_temperature_c": "Vehicle.Idlewheel.Compute.Temperature",
     "compute_power_w": "Vehicle.Idlewheel.Compute.Power",
+    "awake_power_w": "Vehicle.Idlewheel.Compute.AwakePower",
     "free_slots": "Vehicle.Idlewheel.Compute.FreeSlots",
     "opted_in": "Vehicle.Idlewheel.Owner.IsOptedIn",
+    "update_pending": "Vehicle.Idlewheel.Blocker.IsUpdatePending",
+    "camp_mode": "Vehicle.Idlewheel.Blocker.IsCampMode",
+    "sentry_mode": "Vehicle.Idlewheel.Blocker.IsSentryMode",
     "departure_ms": "Vehicle.Idlewheel.Owner.NextDeparture",
     "departure_charge_percent": "Vehicle.Idlewheel.Owner.DepartureCharge",
     "refusal": "Vehicle.Idlewheel.Agent.Refusal",
@@ -37,10 +43,12 @@ DEAD_BANDS: dict[str, float] = {
     "charge_percent": 0.5,
     "battery_temperature_c": 1.0,
     "battery_power_w": 100.0,
+    "battery_capacity_kwh": 0.5,
     "cabin_temperature_c": 1.0,
     "link_rate_mbps": 1.0,
     "compute_temperature_c": 2.0,
     "compute_power_w": 5.0,
+    "awake_power_w": 5.0,
     "departure_charge_percent": 1.0,
 }
 
@@ -59,13 +67,19 @@ class Signals(Struct, rename=SIGNAL_PATHS, omit_defaults=True, forbid_unknown_fi
     charge_percent: Percent | UnsetType = UNSET
     battery_temperature_c: Celsius | UnsetType = UNSET
     battery_power_w: Watt | UnsetType = UNSET
+    battery_capacity_kwh: Annotated[float, Meta(ge=0, le=1e4)] | UnsetType = UNSET
     cabin_temperature_c: Celsius | UnsetType = UNSET
     link_metered: bool | UnsetType = UNSET
     link_rate_mbps: Annotated[float, Meta(ge=0, le=1e6)] | UnsetType = UNSET
+    link_month_bytes: Annotated[int, Meta(ge=0, le=1 << 53)] | UnsetType = UNSET
     compute_temperature_c: Celsius | UnsetType = UNSET
     compute_power_w: Annotated[float, Meta(ge=0, le=1e5)] | UnsetType = UNSET
+    awake_power_w: Annotated[float, Meta(ge=0, le=1e5)] | UnsetType = UNSET
     free_slots: Annotated[int, Meta(ge=0, le=65535)] | UnsetType = UNSET
     opted_in: bool | UnsetType = UNSET
+    update_pending: bool | UnsetType = UNSET
+    camp_mode: bool | UnsetType = UNSET
+    sentry_mode: bool | UnsetType = UNSET
     departure_ms: UnixMs | UnsetType = UNSET
     departure_charge_percent: Percent | UnsetType = UNSET
     refusal: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
