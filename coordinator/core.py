@@ -106,7 +106,7 @@ class Core:
         progress = self.jobs.get(job)
         return None if progress is None else (progress.job, self.models[progress.job.model])
 
-    def handle(self, event: Event, now_ms: int) -> list[Command]:  # noqa: C901, PLR0911 - one case an event
+    def handle(self, event: Event, now_ms: int) -> list[Command]:  # noqa: C901, PLR0911, PLR0912 - one case an event
         """Take one event in; return what is to be done about it."""
         match event:
             case RowsReceived():

@@ -18,6 +18,7 @@ __all__ = [
     "JobCancelled",
     "JobSubmitted",
     "ModelAdded",
+    "PolicySet",
     "RowsFailed",
     "RowsReceived",
     "TaskRefused",
@@ -25,7 +26,6 @@ __all__ = [
     "TelemetryBatch",
     "Tick",
     "VehicleCaps",
-    "PolicySet",
     "VehicleState",
     "VehiclesRemembered",
 ]

@@ -162,7 +162,7 @@ class FleetView:
             self.column[name][row] = value
 
     def purpose_bit(self, purpose: str) -> int:
-        """Place of a purpose in the column `purposes`. Those beyond what fits share the last one, which nobody agrees to."""
+        """Place of a purpose in the column `purposes`; those beyond what fits share the last one."""
         return self.purpose_bits.setdefault(purpose, min(len(self.purpose_bits), _MOST_PURPOSES))
 
     def apply(self, batch: TelemetryBatch) -> TelemetryOutcome:

@@ -146,9 +146,7 @@ def asyncapi() -> dict[str, Any]:
         "operations": {_operation_name(channel): _operation(channel) for channel in CHANNELS if channel.structs},
         "components": {
             "messages": {
-                struct.__name__: _message(channel.kind, struct)
-                for channel in CHANNELS
-                for struct in channel.structs
+                struct.__name__: _message(channel.kind, struct) for channel in CHANNELS for struct in channel.structs
             },
             "schemas": _schemas(),
         },

@@ -92,7 +92,6 @@ def policy_faults(policy: OwnerPolicy) -> list[str]:
         faults.append(
             f"it promises {promised:g} % for the departure and keeps at least {policy.charge_floor_percent:g} %"
         )
-    for hours in policy.hours:
-        if len(set(hours.days)) < len(hours.days):
-            faults.append("its hours name a day twice")
+    if any(len(set(hours.days)) < len(hours.days) for hours in policy.hours):
+        faults.append("its hours name a day twice")
     return faults
