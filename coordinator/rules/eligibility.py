@@ -15,22 +15,46 @@ __all__ = ["EXPLANATIONS", "EligibilityLimits", "Reason", "first_reasons"]
 
 
 class Reason(IntEnum):
-    """Why a car gets no work, in the order in which reasons are looked for; `ELIGIBLE` is none."""
+    """Why a car gets no work, in the order in which reasons are looked for; `ELIGIBLE` is none.
+
+    Those from `PURPOSE_NOT_AGREED` on are of a pair: this car gets no work of this job.
+    """
 
     ELIGIBLE = 0
     OFFLINE = 1
     CAPS_UNKNOWN = 2
     TELEMETRY_MISSING = 3
     TELEMETRY_STALE = 4
-    OWNER_OPTED_OUT = 5
-    MOVING = 6
-    NOT_PLUGGED_IN = 7
-    CHARGE_TOO_LOW = 8
-    BATTERY_TOO_HOT = 9
-    COMPUTE_TOO_HOT = 10
-    LINK_METERED = 11
-    DRAINING = 12
-    CAR_REFUSES = 13
+    CLOCK_WRONG = 5
+    CONSENT_MISSING = 6
+    CONSENT_REVOKED = 7
+    OWNER_OPTED_OUT = 8
+    NOT_PARKED = 9
+    NOT_PLUGGED_IN = 10
+    UPDATE_PENDING = 11
+    CAMP_MODE = 12
+    SENTRY_MODE = 13
+    OUTSIDE_HOURS = 14
+    CHARGE_TOO_LOW = 15
+    DEPARTURE_GUARD = 16
+    BATTERY_TOO_HOT = 17
+    COMPUTE_TOO_HOT = 18
+    CABIN_TOO_HOT = 19
+    LINK_METERED = 20
+    LINK_WEAK = 21
+    LINK_BUDGET_SPENT = 22
+    PRICE_TOO_HIGH = 23
+    NOT_CHARGING = 24
+    LEAVES_SOON = 25
+    PAY_TOO_LOW = 26
+    POWER_OVER_CAP = 27
+    QUARANTINED = 28
+    DRAINING = 29
+    CAR_REFUSES = 30
+    PURPOSE_NOT_AGREED = 31
+    JOB_PRICE_CEILING = 32
+    JOB_SHARE_REACHED = 33
+    FAILED_HERE = 34
 
 
 EXPLANATIONS: dict[Reason, str] = {
@@ -39,15 +63,36 @@ EXPLANATIONS: dict[Reason, str] = {
     Reason.CAPS_UNKNOWN: "it has not said what it can compute",
     Reason.TELEMETRY_MISSING: "it has sent no full telemetry since it connected",
     Reason.TELEMETRY_STALE: "its last telemetry is too old",
-    Reason.OWNER_OPTED_OUT: "its owner does not agree",
-    Reason.MOVING: "it is moving",
+    Reason.CLOCK_WRONG: "its clock is wrong",
+    Reason.CONSENT_MISSING: "its owner has agreed to nothing yet",
+    Reason.CONSENT_REVOKED: "its owner has revoked the consent",
+    Reason.OWNER_OPTED_OUT: "its owner has switched it off",
+    Reason.NOT_PARKED: "it is moving",
     Reason.NOT_PLUGGED_IN: "it is not plugged in",
-    Reason.CHARGE_TOO_LOW: "its charge is below the floor",
+    Reason.UPDATE_PENDING: "a software update waits for it",
+    Reason.CAMP_MODE: "somebody camps in it",
+    Reason.SENTRY_MODE: "it watches its surroundings",
+    Reason.OUTSIDE_HOURS: "it is outside the owner's hours",
+    Reason.CHARGE_TOO_LOW: "its charge is below the owner's floor",
+    Reason.DEPARTURE_GUARD: "work would lower the charge promised for the next departure",
     Reason.BATTERY_TOO_HOT: "its battery is too hot",
     Reason.COMPUTE_TOO_HOT: "its computer is too hot",
+    Reason.CABIN_TOO_HOT: "its cabin is too hot",
     Reason.LINK_METERED: "its link is metered",
+    Reason.LINK_WEAK: "its link is too weak",
+    Reason.LINK_BUDGET_SPENT: "its link has carried what it may in this month",
+    Reason.PRICE_TOO_HIGH: "energy costs more than the owner's ceiling",
+    Reason.NOT_CHARGING: "it is not charging, and its owner lets it work only then",
+    Reason.LEAVES_SOON: "it is expected to leave too soon",
+    Reason.PAY_TOO_LOW: "the pay is below what the owner asks",
+    Reason.POWER_OVER_CAP: "computing draws more power than the owner allows",
+    Reason.QUARANTINED: "it failed too often and rests",
     Reason.DRAINING: "it was told to take no new work",
     Reason.CAR_REFUSES: "its own policy refuses",
+    Reason.PURPOSE_NOT_AGREED: "its owner has not agreed to the purpose of this job",
+    Reason.JOB_PRICE_CEILING: "energy costs more there than the ceiling of this job",
+    Reason.JOB_SHARE_REACHED: "it has had as many rows of this job as one car may see",
+    Reason.FAILED_HERE: "the rows that are free have failed there already",
 }
 
 
@@ -76,7 +121,7 @@ def first_reasons(fleet: FleetView, limits: EligibilityLimits, now_ms: int) -> N
         (Reason.TELEMETRY_MISSING, fleet.live("seq_epoch") != fleet.live("epoch")),
         (Reason.TELEMETRY_STALE, fleet.live("received_ms") < now_ms - limits.stale_ms),
         (Reason.OWNER_OPTED_OUT, fleet.live("opted_in") != 1),
-        (Reason.MOVING, fleet.live("moving") != 0),
+        (Reason.NOT_PARKED, fleet.live("moving") != 0),
         (Reason.NOT_PLUGGED_IN, fleet.live("plugged") != 1),
         # Negated comparisons, so that NaN (not known) counts against the car.
         (Reason.CHARGE_TOO_LOW, ~(fleet.live("charge_percent") >= floor)),

@@ -28,7 +28,7 @@ def test_a_car_that_meets_everything_may_work() -> None:
     [
         ({"opted_in": 0}, Reason.OWNER_OPTED_OUT),
         ({"opted_in": -1}, Reason.ELIGIBLE),  # absent from a delta: the last value stands
-        ({"moving": 1}, Reason.MOVING),
+        ({"moving": 1}, Reason.NOT_PARKED),
         ({"plugged": 0}, Reason.NOT_PLUGGED_IN),
         ({"charge_percent": 29.9}, Reason.CHARGE_TOO_LOW),
         ({"charge_percent": 30.0}, Reason.ELIGIBLE),
