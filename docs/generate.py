@@ -1,8 +1,10 @@
-"""Writes docs/asyncapi.yaml, the fleet protocol as an AsyncAPI 3 document, from the code. Run it by `make docs`.
+"""Writes what programs read of the protocol, from the code: asyncapi.yaml and owner-policy.schema.json. By `make docs`.
 
 Only puts together what fleet_wire says: names, bounds and descriptions stand there and nowhere else.
 """
 
+import inspect
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from fleet_wire.codec import MessageKind
 from fleet_wire.topics import FleetTopics, VehicleChannel
 
 DOCUMENT = Path(__file__).with_name("asyncapi.yaml")
+POLICY_SCHEMA = Path(__file__).with_name("owner-policy.schema.json")
 
 _TOPICS = FleetTopics("fleet")
 _PARAMETERS = {
@@ -198,7 +201,19 @@ def _message(kind: MessageKind[Any], struct: type[msgspec.Struct]) -> dict[str, 
 def _schemas() -> dict[str, Any]:
     structs = [struct for channel in CHANNELS for struct in channel.structs]
     _, schemas = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
-    return {name: _as_draft_7(schema) for name, schema in sorted(schemas.items())}
+    return {name: _as_draft_7(_tidy(schema)) for name, schema in sorted(schemas.items())}
+
+
+def _tidy(schema: Any) -> Any:
+    """Descriptions without the indentation of docstrings, which not every Python keeps."""
+    if isinstance(schema, list):
+        return [_tidy(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    tidy = {key: _tidy(value) for key, value in schema.items()}
+    if isinstance(tidy.get("description"), str):
+        tidy["description"] = inspect.cleandoc(tidy["description"])
+    return tidy
 
 
 def _as_draft_7(schema: Any) -> Any:
@@ -225,5 +240,12 @@ def text() -> str:
     return f"# Generated from fleet_wire by `make docs`; change it there.\n{body}"
 
 
+def policy_schema_text() -> str:
+    """The JSON Schema of an owner's policy as it lies in the file."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Owner's policy of a vehicle"}
+    return json.dumps(schema | _tidy(msgspec.json.schema(policy.OwnerPolicy)), indent=2, ensure_ascii=False) + "\n"
+
+
 if __name__ == "__main__":
     DOCUMENT.write_text(text(), encoding="utf-8")
+    POLICY_SCHEMA.write_text(policy_schema_text(), encoding="utf-8")

@@ -31,10 +31,20 @@ from fleet_wire.messages import (
 )
 from fleet_wire.signals import Signals
 from fleet_wire.tensors import encode_tensors
+from tests.property.owner_policies import owner_policies
 
 KINDS: dict[str, MessageKind[Any]] = {
     kind.name: kind
-    for kind in (codec.STATE, codec.CAPS, codec.TELEMETRY, codec.TASK, codec.CONTROL, codec.RESULT, codec.COORDINATOR)
+    for kind in (
+        codec.STATE,
+        codec.CAPS,
+        codec.TELEMETRY,
+        codec.TASK,
+        codec.CONTROL,
+        codec.POLICY,
+        codec.RESULT,
+        codec.COORDINATOR,
+    )
 }
 
 counts = st.integers(0, 2**53)
@@ -80,7 +90,20 @@ MESSAGES: dict[str, st.SearchStrategy[Any]] = {
             refusal=st.text(max_size=64) | st.just(msgspec.UNSET),
         ),
     ),
-    "task": st.builds(Task, identifiers, counts, blob_refs, counts, counts, leases, optional_tensors, optional_refs),
+    "task": st.builds(
+        Task,
+        job=identifiers,
+        epoch=counts,
+        model=blob_refs,
+        deadline_ms=counts,
+        consent_version=counts,
+        leases=leases,
+        purpose=st.text(max_size=32),
+        energy_micro_per_kwh=counts,
+        pay_micro_per_h=counts,
+        inputs=optional_tensors,
+        inputs_ref=optional_refs,
+    ),
     "control": st.builds(Cancel, identifiers, chunks)
     | st.builds(Drain)
     | st.builds(Rebirth)
@@ -88,6 +111,7 @@ MESSAGES: dict[str, st.SearchStrategy[Any]] = {
     "result": st.builds(Rows, identifiers, counts, spans, optional_tensors, optional_refs, st.floats(0, 1e12), counts)
     | st.builds(Refusal, identifiers, counts, st.sampled_from(RefusalReason), chunks, st.text(max_size=50))
     | st.builds(Failure, identifiers, counts, spans, st.text(max_size=50)),
+    "policy": owner_policies,
     "coordinator": st.builds(CoordinatorState, st.booleans(), counts, st.text(max_size=50), counts),
 }
 named_messages = st.sampled_from(list(KINDS)).flatmap(lambda name: st.tuples(st.just(KINDS[name]), MESSAGES[name]))

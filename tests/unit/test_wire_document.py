@@ -13,7 +13,7 @@ import pytest
 import yaml
 from msgspec import inspect
 
-from fleet_wire import api, codec, messages
+from fleet_wire import api, codec, messages, policy
 from fleet_wire.bundle import PREFIX_BYTES, BundleEntry, decode_bundle
 from fleet_wire.codec import MessageKind
 from fleet_wire.errors import WireFault
@@ -28,6 +28,7 @@ NAMED_PATTERNS = {
     "^[A-Za-z0-9_-]{1,64}$(?!\\n)": "id",
     "^[0-9a-f]{64}$(?!\\n)": "digest",
     "^/": "path",
+    "^[a-z0-9-]{1,32}$(?!\\n)": "purpose",
 }
 
 
@@ -43,8 +44,7 @@ def label(kind: inspect.Type) -> str:  # noqa: C901 - one case a kind of type
         case inspect.BoolType():
             return "bool"
         case inspect.IntType() | inspect.FloatType():
-            name = "int" if isinstance(kind, inspect.IntType) else "float"
-            return name if kind.ge is None or kind.le is None else f"{name} {power(kind.ge)} to {power(kind.le)}"
+            return number(kind)
         case inspect.StrType(pattern=str(pattern)):
             return NAMED_PATTERNS[pattern]
         case inspect.StrType(max_length=length):
@@ -63,13 +63,28 @@ def label(kind: inspect.Type) -> str:  # noqa: C901 - one case a kind of type
     raise AssertionError(kind)
 
 
+def number(kind: inspect.IntType | inspect.FloatType) -> str:
+    name = "int" if isinstance(kind, inspect.IntType) else "float"
+    least = f"above {power(kind.gt)}" if kind.gt is not None else None if kind.ge is None else power(kind.ge)
+    most = kind.lt - 1 if kind.lt is not None else kind.le
+    if least is None or most is None:
+        return name
+    steps = "" if kind.multiple_of is None else f", a multiple of {kind.multiple_of:g}"
+    return f"{name} {least} to {power(most)}{steps}"
+
+
 def power(value: float) -> str:
-    return {2**53: "2^53", 1e12: "1e12", 1e6: "1e6", -1e6: "-1e6", 1e5: "1e5"}.get(value, f"{value:g}")
+    return {2**53: "2^53", 1e12: "1e12", 1e6: "1e6", -1e6: "-1e6", 1e5: "1e5", 1e4: "1e4"}.get(value, f"{value:g}")
 
 
 def field_row(field: inspect.Field) -> str:
     default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
-    shown = "required" if field.required else msgspec.json.encode(default).decode().replace("null", "nil")
+    if field.required:
+        shown = "required"
+    elif isinstance(default, msgspec.Struct):
+        shown = type(default).__name__
+    else:
+        shown = msgspec.json.encode(default).decode().replace("null", "nil")
     return f"| `{field.encode_name}` | {label(field.type)} | {shown} |"
 
 
@@ -86,7 +101,7 @@ def section(name: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("struct", structs_of(messages), ids=lambda struct: struct.__name__)
+@pytest.mark.parametrize("struct", structs_of(messages, policy), ids=lambda struct: struct.__name__)
 def test_every_field_of_every_message_stands_in_the_document(struct: type[msgspec.Struct]) -> None:
     said = section(struct.__name__)
     rows = [line for line in said.splitlines() if line.startswith("| `")]
@@ -154,6 +169,9 @@ EXAMPLES: dict[str, tuple[MessageKind[Any], Any]] = {
             deadline_ms=1_760_000_060_000,
             consent_version=1,
             leases=[Lease(0, 10, 12)],
+            purpose="general",
+            energy_micro_per_kwh=300_000,
+            pay_micro_per_h=20_000,
             inputs=[ONE_ROW],
         ),
     ),
@@ -199,6 +217,11 @@ def test_the_asyncapi_document_is_the_generated_one() -> None:
     assert (DOCS / "asyncapi.yaml").read_text(encoding="utf-8") == generator().text(), "run `make docs`"
 
 
+def test_the_schema_of_the_policy_is_the_generated_one() -> None:
+    written = (DOCS / "owner-policy.schema.json").read_text(encoding="utf-8")
+    assert written == generator().policy_schema_text(), "run `make docs`"
+
+
 def test_every_reference_in_it_leads_somewhere() -> None:
     def walk(node: Any) -> None:
         if isinstance(node, dict):
@@ -217,8 +240,8 @@ def test_every_reference_in_it_leads_somewhere() -> None:
 
 def test_every_message_and_channel_is_in_it() -> None:
     said = {name.rpartition("/")[2] for channel in ASYNCAPI["channels"].values() for name in channel["messages"]}
-    top_level = {"BlobRef", "Lease", "Span"}
-    assert said == {struct.__name__ for struct in structs_of(messages)} - top_level
+    parts = {"BlobRef", "Lease", "Span", "Hours", "LinkRules"}
+    assert said == {struct.__name__ for struct in structs_of(messages, policy)} - parts
     addresses = {channel["address"].rpartition("/")[2] for channel in ASYNCAPI["channels"].values()}
     assert {channel.value for channel in VehicleChannel} <= addresses
 
