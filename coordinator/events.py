@@ -62,8 +62,9 @@ NUMBER_SIGNALS = (
 class TelemetryBatch:
     """Telemetry documents in order of arrival; every array has one element a document.
 
-    `vehicle` and `refusal` are object arrays of str; `signals` maps each name of BOOLEAN_SIGNALS to int8 and of
-    NUMBER_SIGNALS to float64. A document holds only what changed; what it does not hold is absent.
+    `vehicle` and `refusal` are object arrays of str; `signals` maps names of BOOLEAN_SIGNALS to int8 and of
+    NUMBER_SIGNALS to float64. A document holds only what changed; what it does not hold is absent, and a signal that
+    no document of the batch holds may have no column at all.
     """
 
     vehicle: NDArray[np.object_]

@@ -3,10 +3,13 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
+from numpy.typing import NDArray
 
 from coordinator.events import (
     BOOLEAN_SIGNALS,
@@ -23,7 +26,7 @@ from fleet_wire.api import TensorSpec
 from fleet_wire.codec import CAPS, RESULT, STATE, TELEMETRY
 from fleet_wire.errors import WireError, WireFault
 from fleet_wire.messages import Failure, Refusal, Rows, Telemetry
-from fleet_wire.signals import SIGNAL_PATHS
+from fleet_wire.signals import SIGNAL_PATHS, check_numbers
 from fleet_wire.tensors import Tensor
 from fleet_wire.topics import JobTopic, VehicleChannel, VehicleTopic, parse_topic
 
@@ -31,6 +34,12 @@ __all__ = ["Ingest", "Ingested", "Packet", "Rejection", "outputs_event"]
 
 _KEPT_TOPICS = 200_000
 _encode = msgspec.msgpack.Encoder().encode
+# How each signal stands in a column, and what stands there for a document that does not hold it.
+_COLUMN_KINDS: dict[str, tuple[str, Any]] = {
+    **dict.fromkeys(BOOLEAN_SIGNALS, ("i1", -1)),
+    **dict.fromkeys(NUMBER_SIGNALS, ("f8", np.nan)),
+    "refusal": ("O", None),
+}
 
 
 class Packet(Protocol):
@@ -91,11 +100,31 @@ class Ingest:
                 else:
                     self._sort_one(topic, packet, sorted_)
             except WireError as error:
-                self.refusals[f"message_{error.fault.value}"] += 1
-                sorted_.rejected.append(Rejection(packet, None if topic is None else topic.vehicle, error))
+                self._refuse(packet, None if topic is None else topic.vehicle, error, sorted_)
         if documents:
-            sorted_.telemetry = _columns(vehicles, documents, now_ms)
+            self._sort_telemetry(vehicles, documents, sorted_, now_ms)
         return sorted_
+
+    def _sort_telemetry(
+        self, vehicles: list[str], documents: list[Telemetry], sorted_: Ingested[P], now_ms: int
+    ) -> None:
+        """Make columns of the documents, without those that hold what is no number."""
+        signals = _signal_columns(documents)
+        if signals is None:
+            faults = [_number_fault(document) for document in documents]
+            for vehicle, packet, fault in zip(vehicles, sorted_.telemetry_packets, faults, strict=True):
+                if fault is not None:
+                    self._refuse(packet, vehicle, fault, sorted_)
+            sound = [fault is None for fault in faults]
+            vehicles, documents = list(compress(vehicles, sound)), list(compress(documents, sound))
+            sorted_.telemetry_packets = list(compress(sorted_.telemetry_packets, sound))
+            signals = _signal_columns(documents)
+        if documents and signals is not None:
+            sorted_.telemetry = _batch(vehicles, documents, signals, now_ms)
+
+    def _refuse(self, packet: P, vehicle: str | None, error: WireError, sorted_: Ingested[P]) -> None:
+        self.refusals[f"message_{error.fault.value}"] += 1
+        sorted_.rejected.append(Rejection(packet, vehicle, error))
 
     def _check_size(self, packet: P) -> None:
         if len(packet.payload) > self.max_packet_bytes:
@@ -152,14 +181,10 @@ def outputs_event(vehicle: str, rows: Rows, outputs: Sequence[Tensor]) -> Event:
     return RowsReceived(vehicle, rows, specs, None if rows.outputs is None else _encode(outputs))
 
 
-def _columns(vehicles: list[str], documents: list[Telemetry], now_ms: int) -> TelemetryBatch:
-    readings = zip(*(msgspec.structs.astuple(each.signals) for each in documents), strict=True)
-    fields = dict(zip(SIGNAL_PATHS, readings, strict=True))
-    unset = msgspec.UNSET
-
-    def column(name: str, absent: Any, kind: str) -> np.ndarray[Any, Any]:
-        return np.array([absent if value is unset else value for value in fields[name]], dtype=kind)
-
+def _batch(
+    vehicles: list[str], documents: list[Telemetry], signals: dict[str, NDArray[Any]], now_ms: int
+) -> TelemetryBatch:
+    refusal = signals.pop("refusal", None)
     return TelemetryBatch(
         vehicle=np.array(vehicles, dtype=object),
         received_ms=np.full(len(documents), now_ms, dtype=np.int64),
@@ -167,9 +192,33 @@ def _columns(vehicles: list[str], documents: list[Telemetry], now_ms: int) -> Te
         epoch=np.array([each.epoch for each in documents], dtype=np.int64),
         seq=np.array([each.seq for each in documents], dtype=np.int64),
         snapshot=np.array([each.snapshot for each in documents], dtype=np.bool_),
-        refusal=column("refusal", None, "O"),
-        signals={
-            **{name: column(name, -1, "i1") for name in BOOLEAN_SIGNALS},
-            **{name: column(name, np.nan, "f8") for name in NUMBER_SIGNALS},
-        },
+        refusal=np.full(len(documents), None, dtype=object) if refusal is None else refusal,
+        signals=signals,
     )
+
+
+def _signal_columns(documents: list[Telemetry]) -> dict[str, NDArray[Any]] | None:
+    """The signals that occur, each as a column; None when a number in one of them is none.
+
+    NaN compares false with every bound, so that the decoder's range checks let it pass.
+    """
+    columns: dict[str, NDArray[Any]] = {}
+    readings = zip(*(msgspec.structs.astuple(each.signals) for each in documents), strict=True)
+    for name, values in zip(SIGNAL_PATHS, readings, strict=False):
+        absent = values.count(UNSET)
+        if absent == len(values):
+            continue
+        kind, blank = _COLUMN_KINDS[name]
+        column = np.array([blank if value is UNSET else value for value in values] if absent else values, dtype=kind)
+        if kind == "f8" and np.count_nonzero(np.isnan(column)) > absent:
+            return None
+        columns[name] = column
+    return columns
+
+
+def _number_fault(document: Telemetry) -> WireError | None:
+    try:
+        check_numbers(document.signals)
+    except ValueError as error:
+        return WireError(WireFault.MALFORMED, str(error))
+    return None

@@ -81,13 +81,16 @@ class TelemetryStore(Protocol):
         """Close; appended batches stay."""
 
     def append(self, batches: Sequence[TelemetryBatch]) -> None:
-        """Keep batches, durable on return. Raises StoreUnavailable."""
+        """Keep batches, each with columns for the signals that occur in it. Durable on return.
+
+        Raises StoreUnavailable.
+        """
 
     def latest(self) -> TelemetryBatch:
-        """The last known value of every signal of every vehicle, one document a vehicle."""
+        """The last known value of every signal of every vehicle, one document a vehicle; every signal has a column."""
 
     def history(self, vehicle: str, since_ms: int, limit: int) -> TelemetryBatch:
-        """Documents of one vehicle received since `since_ms`, in order of arrival, at most `limit`."""
+        """Documents of one vehicle received since `since_ms`, in order of arrival, at most `limit`, in all columns."""
 
 
 class BlobStore(Protocol):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-__all__ = ["DEAD_BANDS", "SIGNAL_PATHS", "VSS_VERSION", "Signals", "changed_signals"]
+__all__ = ["DEAD_BANDS", "SIGNAL_PATHS", "VSS_VERSION", "Signals", "changed_signals", "check_numbers"]
 
 VSS_VERSION = "6.0"
 
@@ -84,12 +84,17 @@ class Signals(Struct, rename=SIGNAL_PATHS, omit_defaults=True, forbid_unknown_fi
     departure_charge_percent: Percent | UnsetType = UNSET
     refusal: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
 
-    def __post_init__(self) -> None:
-        # NaN compares false with every bound, so the range checks of the decoder let it pass.
-        for name in DEAD_BANDS:  # which are all the numbers with a fraction
-            value = getattr(self, name)
-            if value is not UNSET and not math.isfinite(value):
-                raise ValueError(f"{SIGNAL_PATHS[name]} is {value}")
+
+def check_numbers(signals: Signals) -> None:
+    """Raise ValueError for NaN or an infinity, which nobody may send.
+
+    Apart from decoding, which it would make twice as dear: NaN compares false with every bound and passes there, so
+    whoever takes signals in from outside has to ask for it.
+    """
+    for name in DEAD_BANDS:  # which are all the numbers with a fraction
+        value = getattr(signals, name)
+        if value is not UNSET and not math.isfinite(value):
+            raise ValueError(f"{SIGNAL_PATHS[name]} is {value}")
 
 
 def changed_signals(last: Signals, now: Signals) -> Signals:

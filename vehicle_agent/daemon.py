@@ -22,7 +22,7 @@ from fleet_wire.bundle import decode_bundle, encode_bundle
 from fleet_wire.codec import CAPS, RESULT, STATE, TELEMETRY, MessageKind
 from fleet_wire.errors import WireError
 from fleet_wire.messages import BlobRef, Caps, CoordinatorState, Notice, Rebirth, Refusal, State, Telemetry
-from fleet_wire.signals import Signals
+from fleet_wire.signals import Signals, check_numbers
 from fleet_wire.tensors import encode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
 from vehicle_agent.blobs import Blobs
@@ -251,12 +251,14 @@ class _Agent:
 
     def _read(self, now_ms: int) -> Signals:
         try:
-            return msgspec.structs.replace(self._source.read(now_ms))
+            signals = msgspec.structs.replace(self._source.read(now_ms))
+            check_numbers(signals)
         except Exception:  # noqa: BLE001
             # Whatever is wrong with a car's bus, not knowing the car's state must mean not working.
             self._counters["signals_unreadable"] += 1
             _log.warning("%s: the signals can't be read", self._settings.vehicle, exc_info=True)
             return Signals()
+        return signals
 
     def _report(self, now_ms: int) -> None:
         """Send what the fleet should know by now."""

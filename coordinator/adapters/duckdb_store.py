@@ -115,13 +115,20 @@ class DuckdbStore:
 
 
 def _columns(batches: Sequence[TelemetryBatch]) -> dict[str, NDArray[Any]]:
-    def joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
     return {
-        **{name: joined([getattr(batch, name) for batch in batches]) for name in (*_HEAD, "snapshot", "refusal")},
-        **{name: joined([batch.signals[name] for batch in batches]) for name in (*BOOLEAN_SIGNALS, *NUMBER_SIGNALS)},
+        **{name: _joined([getattr(batch, name) for batch in batches]) for name in (*_HEAD, "snapshot", "refusal")},
+        **{name: _joined([_signal(batch, name, np.int8(-1)) for batch in batches]) for name in BOOLEAN_SIGNALS},
+        **{name: _joined([_signal(batch, name, np.float64("nan")) for batch in batches]) for name in NUMBER_SIGNALS},
     }
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _signal(batch: TelemetryBatch, name: str, absent: np.generic) -> NDArray[Any]:
+    column = batch.signals.get(name)
+    return np.full(len(batch), absent) if column is None else column
 
 
 def _texts(column: NDArray[Any]) -> NDArray[np.object_]:

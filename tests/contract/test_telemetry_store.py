@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,16 @@ def test_absent_stays_absent_and_is_not_false_or_zero(store: TelemetryStore) -> 
     ]
     store.append([batch_of(*sent)])
     assert documents_of(store.history("v1", 0, 10)) == sent
+
+
+def test_a_batch_needs_columns_only_for_the_signals_that_occur(store: TelemetryStore) -> None:
+    moving, charge = batch_of({"moving": True}), batch_of({"seq": 1, "charge_percent": 5.0})
+    sparse = [
+        replace(moving, signals={"moving": moving.signals["moving"]}),
+        replace(charge, signals={"charge_percent": charge.signals["charge_percent"]}),
+    ]
+    store.append(sparse)
+    assert documents_of(store.history("v1", 0, 10)) == documents_of(moving) + documents_of(charge)
 
 
 def test_latest_takes_every_signal_from_the_last_document_that_has_it(store: TelemetryStore) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 from hypothesis import given
 
 from coordinator.events import RowsFailed, RowsReceived, TaskRefused, VehicleCaps, VehicleState
@@ -53,6 +54,35 @@ def test_telemetry_of_many_cars_becomes_one_batch_of_columns() -> None:
     np.testing.assert_array_equal(batch.telemetry.signals["free_slots"], [np.nan, 3.0])
     assert batch.telemetry_packets == packets
     assert (batch.events, batch.rejected, dict(ingest.refusals)) == ([], [], {})
+
+
+def test_signals_that_no_document_holds_have_no_column() -> None:
+    batch = Ingest("f", 4096).sort([tele("a", 1, plugged=True), tele("b", 1, moving=False)], now_ms=0)
+    assert batch.telemetry is not None
+    assert {name: column.tolist() for name, column in batch.telemetry.signals.items()} == {
+        "plugged": [1, -1],
+        "moving": [-1, 0],
+    }
+    assert batch.telemetry.refusal.tolist() == [None, None]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("others", [{}, {"charge_percent": 50.0}])
+def test_a_number_that_is_none_costs_its_own_document_alone(value: float, others: dict[str, object]) -> None:
+    ingest = Ingest("f", 4096)
+    packets = [tele("a", 1, **others), tele("b", 7, charge_percent=value, plugged=True), tele("c", 2, **others)]
+    batch = ingest.sort(packets, now_ms=0)
+    assert batch.telemetry is not None
+    assert (batch.telemetry.vehicle.tolist(), batch.telemetry.seq.tolist()) == (["a", "c"], [1, 2])
+    assert "plugged" not in batch.telemetry.signals
+    assert batch.telemetry_packets == [packets[0], packets[2]]
+    assert [(each.packet, each.vehicle) for each in batch.rejected] == [(packets[1], "b")]
+    assert ingest.refusals == {"message_malformed": 1}
+
+
+def test_a_batch_of_nothing_but_bad_numbers_leaves_no_batch() -> None:
+    batch = Ingest("f", 4096).sort([tele("a", 1, charge_percent=float("nan"))], now_ms=0)
+    assert (batch.telemetry, batch.telemetry_packets, len(batch.rejected)) == (None, [], 1)
 
 
 def test_presence_caps_and_results_become_events_of_the_topics_vehicle() -> None:
