@@ -3,7 +3,6 @@
 Commands that write to the ledger must be durable before the others of the same round are carried out.
 """
 
-import heapq
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,10 +18,8 @@ from coordinator.commands import (
     Command,
     EndJob,
     EndLease,
-    GrantLease,
     SendControl,
     SendPolicy,
-    SendTask,
 )
 from coordinator.events import (
     Event,
@@ -41,13 +38,16 @@ from coordinator.events import (
     VehicleState,
 )
 from coordinator.fleet_view import FleetView
-from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, LeaseRecord, Model, Piece
+from coordinator.leases import Leases
+from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, Model, Piece
 from coordinator.ports import LedgerSnapshot
-from coordinator.progress import JobProgress, OpenLease
+from coordinator.progress import JobProgress
 from coordinator.rules.eligibility import EligibilityLimits, Reason, first_reasons
 from coordinator.rules.fit import output_fault
 from coordinator.rules.pay import PayTerms, pay_micro
-from coordinator.rules.sizing import SizingLimits, backlog_ms, chunk_rows, lease_ms, restored_deadline_ms
+from coordinator.rules.sizing import SizingLimits, restored_deadline_ms
+from coordinator.scheduler import Scheduler
+from coordinator.speeds import Speeds
 from fleet_wire.messages import Cancel, Rebirth, RefusalReason, Span
 
 __all__ = ["Core", "CorePolicy"]
@@ -78,18 +78,22 @@ class Core:
     next_seq: int = 1
     refusals: Counter[str] = field(default_factory=Counter)
     counters: Counter[str] = field(default_factory=Counter)
-    _deadlines: list[tuple[int, str, int]] = field(default_factory=list)
-    _row_ms: dict[tuple[str, str], float] = field(default_factory=dict)
-    _last_row_ms: dict[str, float] = field(default_factory=dict)
-    _model_row_ms: dict[str, float] = field(default_factory=dict)
-    _rest_until_ms: dict[str, int] = field(default_factory=dict)
+    speeds: Speeds = field(default_factory=Speeds)
+    _leases: Leases = field(init=False)
+    _scheduler: Scheduler = field(init=False)
     _reasons: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
     _reasons_ms: int = -1
+
+    def __post_init__(self) -> None:
+        self._leases = Leases(self.fleet, self.jobs)
+        self._scheduler = Scheduler(
+            self.policy.sizing, self.policy.back_off_ms, self.fleet, self.models, self.jobs, self._leases, self.speeds
+        )
 
     def restore(self, snapshot: LedgerSnapshot, now_ms: int) -> None:
         """Go on from what the ledger remembers. To be called once, before any event."""
         self.next_seq = snapshot.next_seq
-        self.models = {model.digest: model for model in snapshot.models}
+        self.models.update((model.digest, model) for model in snapshot.models)
         for kept in snapshot.running:
             progress = JobProgress.restored(kept.job, kept.done, kept.leases, row_ms=0.0)
             progress.next_chunk = kept.next_chunk
@@ -99,7 +103,9 @@ class Core:
             self.jobs[kept.job.id] = progress
             for record in kept.leases:
                 granted_ms, deadline_ms = record.granted_ms, record.deadline_ms
-                self._hold(record, 0.0, restored_deadline_ms(granted_ms, deadline_ms, now_ms, self.policy.sizing))
+                self._leases.hold(
+                    record, 0.0, restored_deadline_ms(granted_ms, deadline_ms, now_ms, self.policy.sizing)
+                )
 
     def find(self, job: str) -> tuple[Job, Model] | None:
         """A running job and its model; None when the job has ended or never was."""
@@ -133,9 +139,9 @@ class Core:
             case RowsFailed(vehicle, failure):
                 return self._rows_failed(vehicle, failure.job, failure.spans, failure.error, now_ms)
             case TaskUndelivered(vehicle, job, chunks):
-                self._rest(vehicle, now_ms)
+                self._scheduler.rest(vehicle, now_ms)
                 self.counters["task_undelivered"] += 1
-                return self._release(job, chunks, LeaseEnd.LOST, now_ms)
+                return self._leases.release(job, chunks, LeaseEnd.LOST, now_ms)
             case ModelAdded(model):
                 self.models[model.digest] = model
                 return [AddModel(model)]
@@ -173,7 +179,7 @@ class Core:
         for job, chunks in list(self.fleet.held[row].items()):
             leases = self.jobs[job].leases
             lost = [chunk for chunk in chunks if not state.online or leases[chunk].record.epoch != state.epoch]
-            commands += self._release(job, lost, LeaseEnd.LOST, now_ms)
+            commands += self._leases.release(job, lost, LeaseEnd.LOST, now_ms)
         if state.online and event.retained:
             commands += self._ask_rebirth([row], now_ms)
         elif state.online:  # a birth is followed by a snapshot without being asked
@@ -190,15 +196,11 @@ class Core:
         held = self.fleet.held[row].get(refusal.job, set())
         chunks = held.intersection(refusal.chunks) if refusal.chunks else set(held)
         if refusal.reason is not RefusalReason.LEAVING:
-            self._rest(event.vehicle, now_ms)
+            self._scheduler.rest(event.vehicle, now_ms)
         if refusal.reason is RefusalReason.DRAINING:
             self.fleet.column["draining"][row] = True
             self._reasons_ms = -1
-        return self._release(refusal.job, sorted(chunks), LeaseEnd.RELEASED, now_ms)
-
-    def _rest(self, vehicle: str, now_ms: int) -> None:
-        """Leave a car alone for a moment that just refused, so that it is not asked again in a tight loop."""
-        self._rest_until_ms[vehicle] = now_ms + self.policy.back_off_ms
+        return self._leases.release(refusal.job, sorted(chunks), LeaseEnd.RELEASED, now_ms)
 
     # Results --------------------------------------------------------------------------------------------------------
 
@@ -216,8 +218,8 @@ class Core:
         if fault is not None:
             self.refusals["result_malformed"] += 1
             return self._rows_failed(vehicle, rows.job, rows.spans, fault, now_ms)
-        self._learn_speed(vehicle, progress.job.model, rows.compute_ms / count)
-        self._work_off(vehicle, progress, rows.spans)
+        self.speeds.learn(vehicle, progress.job.model, rows.compute_ms / count)
+        self._leases.work_off(vehicle, progress, rows.spans)
         duplicates = progress.rows_duplicate
         pieces, completed = progress.accept(rows.spans)
         commands: list[Command] = []
@@ -227,7 +229,7 @@ class Core:
         if progress.rows_duplicate > duplicates:
             self.refusals["result_duplicate_rows"] += progress.rows_duplicate - duplicates
         for lease in completed:
-            self._let_go(lease.record)
+            self._leases.let_go(lease.record)
             commands.append(EndLease(rows.job, lease.record.chunk, LeaseEnd.DONE, 0, now_ms))
         if progress.finished:
             commands += self._end_job(rows.job, JobState.DONE, None, now_ms)
@@ -281,70 +283,11 @@ class Core:
             if worst >= progress.job.terms.max_attempts:
                 reason = f"row {span.start} failed on {worst} attempts: {error}"
                 return commands + self._end_job(job, JobState.FAILED, reason, now_ms)
-            commands += self._release(job, [span.chunk], LeaseEnd.FAILED, now_ms)
+            commands += self._leases.release(job, [span.chunk], LeaseEnd.FAILED, now_ms)
             commands.append(SendControl(vehicle, Cancel(job, [span.chunk])))
         return commands
 
-    def _learn_speed(self, vehicle: str, model: str, row_ms: float) -> None:
-        own = self._row_ms.get((vehicle, model), row_ms)
-        self._last_row_ms[vehicle] = self._row_ms[vehicle, model] = own + _SPEED_WEIGHT * (row_ms - own)
-        common = self._model_row_ms.get(model, row_ms)
-        self._model_row_ms[model] = common + _SPEED_WEIGHT * (row_ms - common)
-
-    def model_row_ms(self, model: str) -> float | None:
-        """What a row of a model takes in this fleet, as measured lately; None before the first result."""
-        return self._model_row_ms.get(model)
-
-    def rows_per_s(self, vehicle: str) -> float | None:
-        """The speed measured last at a vehicle, whatever the model; None before its first result."""
-        row_ms = self._last_row_ms.get(vehicle)
-        return 1000 / row_ms if row_ms else None
-
-    def _work_off(self, vehicle: str, progress: JobProgress, spans: Iterable[Span]) -> None:
-        backlog = self.fleet.column["backlog_ms"]
-        row = self.fleet.row(vehicle)
-        worked = sum(
-            lease.row_ms * (span.stop - span.start)
-            for span in spans
-            if (lease := progress.leases.get(span.chunk)) is not None
-        )
-        backlog[row] = max(0.0, backlog[row] - worked)
-
-    # Leases ---------------------------------------------------------------------------------------------------------
-
-    def _hold(self, record: LeaseRecord, work_ms: float, deadline_ms: int) -> None:
-        row = self.fleet.row(record.vehicle)
-        self.fleet.held[row].setdefault(record.job, set()).add(record.chunk)
-        self.fleet.column["leases"][row] += 1
-        self.fleet.column["backlog_ms"][row] += work_ms
-        heapq.heappush(self._deadlines, (deadline_ms, record.job, record.chunk))
-
-    def _let_go(self, record: LeaseRecord) -> None:
-        row = self.fleet.row(record.vehicle)
-        held = self.fleet.held[row]
-        held[record.job].discard(record.chunk)
-        if not held[record.job]:
-            del held[record.job]
-        self.fleet.column["leases"][row] -= 1
-        if not held:
-            self.fleet.column["backlog_ms"][row] = 0.0
-
-    def _release(self, job: str, chunks: Iterable[int], end: LeaseEnd, now_ms: int) -> list[Command]:
-        progress = self.jobs.get(job)
-        commands: list[Command] = []
-        for chunk in chunks if progress is not None else ():
-            released = progress.release(chunk) if progress is not None else None
-            if released is not None:
-                lease, back = released
-                self._let_go(lease.record)
-                self._forget_work(lease, back)
-                commands.append(EndLease(job, chunk, end, back, now_ms))
-        return commands
-
-    def _forget_work(self, lease: OpenLease, rows: int) -> None:
-        backlog = self.fleet.column["backlog_ms"]
-        row = self.fleet.row(lease.record.vehicle)
-        backlog[row] = max(0.0, backlog[row] - lease.row_ms * rows)
+    # Ends ----------------------------------------------------------------------------------------------------
 
     def _end_job(self, job: str, state: JobState, error: str | None, now_ms: int) -> list[Command]:
         progress = self.jobs.pop(job, None)
@@ -354,7 +297,7 @@ class Core:
         left: dict[str, list[int]] = {}
         for chunk, lease in list(progress.leases.items()):
             left.setdefault(lease.record.vehicle, []).append(chunk)
-            self._let_go(lease.record)
+            self._leases.let_go(lease.record)
             commands.append(EndLease(job, chunk, LeaseEnd.CANCELLED, 0, now_ms))
         commands.append(EndJob(job, state, now_ms, error))
         self.counters[f"job_{state.value}"] += 1
@@ -362,14 +305,11 @@ class Core:
 
     def _tick(self, now_ms: int) -> list[Command]:
         commands: list[Command] = []
-        while self._deadlines and self._deadlines[0][0] <= now_ms:
-            _, job, chunk = heapq.heappop(self._deadlines)
-            lease = self.jobs[job].leases.get(chunk) if job in self.jobs else None
-            if lease is not None:
-                self.counters["lease_expired"] += 1
-                self._rest(lease.record.vehicle, now_ms)
-                commands += self._release(job, [chunk], LeaseEnd.EXPIRED, now_ms)
-                commands.append(SendControl(lease.record.vehicle, Cancel(job, [chunk])))
+        for record in self._leases.run_out(now_ms):
+            self.counters["lease_expired"] += 1
+            self._scheduler.rest(record.vehicle, now_ms)
+            commands += self._leases.release(record.job, [record.chunk], LeaseEnd.EXPIRED, now_ms)
+            commands.append(SendControl(record.vehicle, Cancel(record.job, [record.chunk])))
         for progress in list(self.jobs.values()):
             limit_s = progress.job.terms.deadline_s
             if limit_s is not None and now_ms >= progress.job.created_ms + limit_s * 1000:
@@ -391,80 +331,6 @@ class Core:
 
     def assign(self, now_ms: int) -> list[Command]:
         """Give free rows to cars that may work and run low on it. To be called once after each round of events."""
-        waiting = sorted(
-            (progress for progress in self.jobs.values() if progress.free),
-            key=lambda progress: (-progress.job.terms.priority, progress.job.created_ms, progress.job.id),
-        )
-        if not waiting:
+        if not self._scheduler.waiting():
             return []
-        eligible = self.reasons(now_ms) == Reason.ELIGIBLE
-        backlog, leases = self.fleet.live("backlog_ms"), self.fleet.live("leases")
-        ready = eligible & (backlog < self.policy.sizing.chunk_ms) & (leases < self.fleet.live("slots"))
-        rows = np.flatnonzero(ready)
-        cars = int(np.count_nonzero(eligible))
-        commands: list[Command] = []
-        for row in rows[np.argsort(backlog[rows], kind="stable")].tolist():
-            while waiting and not waiting[0].free:
-                waiting.pop(0)
-            if not waiting:
-                break
-            if self._rest_until_ms.get(self.fleet.ids[row], 0) <= now_ms:
-                for progress in waiting:
-                    commands += self._fill(row, progress, cars, now_ms)
-        return commands
-
-    def _fill(self, row: int, progress: JobProgress, cars: int, now_ms: int) -> list[Command]:
-        """Give a car chunks of one job until it has enough to do."""
-        job, sizing, vehicle = progress.job, self.policy.sizing, self.fleet.ids[row]
-        backlog, held, slots = (self.fleet.column[name] for name in ("backlog_ms", "leases", "slots"))
-        row_ms = self._row_ms.get((vehicle, job.model), self._model_row_ms.get(job.model))
-        granted: list[LeaseRecord] = []
-        while progress.free and held[row] < slots[row]:
-            free = max(1, progress.rows_free)
-            if backlog[row] >= backlog_ms(row_ms=row_ms, rows_free=free, cars=cars, limits=sizing):
-                break
-            wanted = chunk_rows(
-                row_ms=row_ms,
-                row_bytes=job.row_bytes,
-                rows_free=free,
-                cars=cars,
-                fixed_rows=job.terms.chunk_rows,
-                batch_rows=self.models[job.model].batch_rows,
-                limits=sizing,
-            )
-            taken = progress.take(vehicle, wanted, cars)
-            if taken is None:
-                break
-            expected_ms = sizing.backlog_ms / wanted if row_ms is None else row_ms
-            work_ms = expected_ms * (taken[1] - taken[0])
-            deadline_ms = now_ms + int(lease_ms(float(backlog[row]) + work_ms, sizing))
-            epoch = int(self.fleet.column["epoch"][row])
-            record = LeaseRecord(job.id, progress.next_chunk, *taken, vehicle, epoch, now_ms, deadline_ms)
-            progress.grant(record, expected_ms)
-            self._hold(record, work_ms, deadline_ms)
-            granted.append(record)
-        return [*(GrantLease(record) for record in granted), *self._tasks(row, progress, granted)]
-
-    def _tasks(self, row: int, progress: JobProgress, granted: list[LeaseRecord]) -> list[Command]:
-        """As few tasks as carry these leases, each small enough for its inputs to travel inside."""
-        tasks: list[Command] = []
-        batch: list[LeaseRecord] = []
-        size = 0
-        for record in granted:
-            record_bytes = (record.stop - record.start) * progress.job.row_bytes + 16
-            if batch and size + record_bytes > self.policy.sizing.inline_bytes:
-                tasks.append(self._task(row, batch))
-                batch, size = [], 0
-            batch.append(record)
-            size += record_bytes
-        return [*tasks, self._task(row, batch)] if batch else tasks
-
-    def _task(self, row: int, leases: list[LeaseRecord]) -> SendTask:
-        return SendTask(
-            vehicle=self.fleet.ids[row],
-            epoch=int(self.fleet.column["epoch"][row]),
-            consent_version=int(self.fleet.column["consent_version"][row]),
-            job=leases[0].job,
-            leases=tuple(leases),
-            deadline_ms=max(lease.deadline_ms for lease in leases),
-        )
+        return self._scheduler.assign(self.reasons(now_ms) == Reason.ELIGIBLE, now_ms)

@@ -68,7 +68,7 @@ def _vehicle(core: Core, row: int, reason: Reason) -> VehicleView:
         charging=flag("charging"),
         charge_percent=None if np.isnan(charge) else charge,
         leases=int(fleet.column["leases"][row]),
-        rows_per_s=core.rows_per_s(fleet.ids[row]),
+        rows_per_s=core.speeds.rows_per_s(fleet.ids[row]),
         rows_done=int(fleet.column["rows_done"][row]),
         energy_mwh=int(fleet.column["energy_mwh"][row]),
         pay_micro=int(fleet.column["pay_micro"][row]),
@@ -100,7 +100,7 @@ def _waiting_for(core: Core, progress: JobProgress, now_ms: int) -> str | None:
 
 def _estimate_s(core: Core, progress: JobProgress, now_ms: int) -> float | None:
     """Seconds that the rest should take on the cars that may work now; None when nothing was measured yet."""
-    row_ms = core.model_row_ms(progress.job.model)
+    row_ms = core.speeds.model_row_ms(progress.job.model)
     cars = int(np.count_nonzero(core.reasons(now_ms) == Reason.ELIGIBLE))
     if row_ms is None or not cars:
         return None

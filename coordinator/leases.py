@@ -1,0 +1,81 @@
+"""Who holds which chunks, how much work that is, and when it runs out. Keeps the books; never decides who gets work."""
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from coordinator.commands import Command, EndLease
+from coordinator.fleet_view import FleetView
+from coordinator.model import LeaseEnd, LeaseRecord
+from coordinator.progress import JobProgress, OpenLease
+from fleet_wire.messages import Span
+
+__all__ = ["Leases"]
+
+
+@dataclass(slots=True)
+class Leases:
+    """The open leases of all jobs, as the fleet view's columns `leases`, `backlog_ms` and `held` count them."""
+
+    fleet: FleetView
+    jobs: dict[str, JobProgress]
+    _deadlines: list[tuple[int, str, int]] = field(default_factory=list)
+
+    def hold(self, record: LeaseRecord, work_ms: float, deadline_ms: int) -> None:
+        """A car has a chunk now."""
+        row = self.fleet.row(record.vehicle)
+        self.fleet.held[row].setdefault(record.job, set()).add(record.chunk)
+        self.fleet.column["leases"][row] += 1
+        self.fleet.column["backlog_ms"][row] += work_ms
+        heapq.heappush(self._deadlines, (deadline_ms, record.job, record.chunk))
+
+    def let_go(self, record: LeaseRecord) -> None:
+        """A car does not have a chunk any more."""
+        row = self.fleet.row(record.vehicle)
+        held = self.fleet.held[row]
+        held[record.job].discard(record.chunk)
+        if not held[record.job]:
+            del held[record.job]
+        self.fleet.column["leases"][row] -= 1
+        if not held:
+            self.fleet.column["backlog_ms"][row] = 0.0
+
+    def work_off(self, vehicle: str, progress: JobProgress, spans: Iterable[Span]) -> None:
+        """A car has computed rows of chunks that it holds."""
+        worked = sum(
+            lease.row_ms * (span.stop - span.start)
+            for span in spans
+            if (lease := progress.leases.get(span.chunk)) is not None
+        )
+        self._lighten(vehicle, worked)
+
+    def release(self, job: str, chunks: Iterable[int], end: LeaseEnd, now_ms: int) -> list[Command]:
+        """End leases early; their missing rows are free again."""
+        progress = self.jobs.get(job)
+        commands: list[Command] = []
+        for chunk in chunks if progress is not None else ():
+            released = progress.release(chunk) if progress is not None else None
+            if released is not None:
+                lease, back = released
+                self._forget(lease, back)
+                commands.append(EndLease(job, chunk, end, back, now_ms))
+        return commands
+
+    def run_out(self, now_ms: int) -> list[LeaseRecord]:
+        """Open leases whose deadline has passed; each is named once."""
+        overdue: list[LeaseRecord] = []
+        while self._deadlines and self._deadlines[0][0] <= now_ms:
+            _, job, chunk = heapq.heappop(self._deadlines)
+            lease = self.jobs[job].leases.get(chunk) if job in self.jobs else None
+            if lease is not None:
+                overdue.append(lease.record)
+        return overdue
+
+    def _forget(self, lease: OpenLease, rows: int) -> None:
+        self.let_go(lease.record)
+        self._lighten(lease.record.vehicle, lease.row_ms * rows)
+
+    def _lighten(self, vehicle: str, work_ms: float) -> None:
+        backlog = self.fleet.column["backlog_ms"]
+        row = self.fleet.row(vehicle)
+        backlog[row] = max(0.0, backlog[row] - work_ms)
