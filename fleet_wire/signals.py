@@ -38,7 +38,7 @@ SIGNAL_PATHS: dict[str, str] = {
     "refusal": "Vehicle.Idlewheel.Agent.Refusal",
 }
 
-# A number is sent again only when it has moved by this much; everything else, when it differs at all.
+# These numbers are sent again only when they have moved by this much; everything else, when it differs at all.
 DEAD_BANDS: dict[str, float] = {
     "charge_percent": 0.5,
     "battery_temperature_c": 1.0,
@@ -46,6 +46,7 @@ DEAD_BANDS: dict[str, float] = {
     "battery_capacity_kwh": 0.5,
     "cabin_temperature_c": 1.0,
     "link_rate_mbps": 1.0,
+    "link_month_bytes": 1e6,  # telemetry itself moves bytes: without this, each document would cause the next
     "compute_temperature_c": 2.0,
     "compute_power_w": 5.0,
     "awake_power_w": 5.0,
@@ -91,7 +92,7 @@ def check_numbers(signals: Signals) -> None:
     Apart from decoding, which it would make twice as dear: NaN compares false with every bound and passes there, so
     whoever takes signals in from outside has to ask for it.
     """
-    for name in DEAD_BANDS:  # which are all the numbers with a fraction
+    for name in DEAD_BANDS:  # all the numbers with a fraction are among them
         value = getattr(signals, name)
         if value is not UNSET and not math.isfinite(value):
             raise ValueError(f"{SIGNAL_PATHS[name]} is {value}")

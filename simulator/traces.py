@@ -21,7 +21,7 @@ _GARAGE_C = 8.0
 _CABIN_DRIVING_C = 20.0
 _BATTERY_RISE_C = 12.0
 _BATTERY_TIME_MS = HOUR_MS
-_AWAKE_W = -260.0
+_AWAKE_W = 260.0
 _DRIVING_W = -9_000.0
 _GARAGE_MBPS = 50.0
 _CELLULAR_MBPS = 10.0
@@ -94,10 +94,15 @@ def signals_at(trace: CarTrace, now_ms: int) -> Signals:
         charge_percent=charge,
         battery_temperature_c=_GARAGE_C + _battery_rise_c(trace, now_ms),
         battery_power_w=_battery_power_w(trace, plugged=plug_in is not None, charging=charging, moving=moving),
+        battery_capacity_kwh=trace.battery_kwh,
         cabin_temperature_c=_CABIN_DRIVING_C if moving else _GARAGE_C,
         link_metered=plug_in is None,
         link_rate_mbps=_CELLULAR_MBPS if plug_in is None else _GARAGE_MBPS,
+        awake_power_w=_AWAKE_W,
         opted_in=trace.opted_in,
+        update_pending=False,
+        camp_mode=False,
+        sentry_mode=False,
     )
     if plug_in is not None and trace.departure_known:
         signals.departure_ms = plug_in.stop_ms
@@ -133,7 +138,7 @@ def _battery_power_w(trace: CarTrace, *, plugged: bool, charging: bool, moving: 
         return trace.charging_kw * 1000
     if moving:
         return _DRIVING_W
-    return 0.0 if plugged else _AWAKE_W  # the mains carries a full car's electronics
+    return 0.0 if plugged else -_AWAKE_W  # the mains carries a full car's electronics
 
 
 def _battery_rise_c(trace: CarTrace, now_ms: int) -> float:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_wire.signals import Signals
+from fleet_wire.signals import SIGNAL_PATHS, Signals
 from simulator.car import Replay, SimulatedCar
 from simulator.traces import HOUR_MS, MINUTE_MS, CarTrace, PlugIn, charge_percent_at, parked, signals_at
 
@@ -37,6 +37,8 @@ def test_signals_keep_to_the_trace_and_to_their_ranges(trace: CarTrace, now_ms: 
     assert signals.link_metered is not plugged
     assert not (signals.moving and plugged)
     assert not (signals.charging and not plugged)
+    blockers = (signals.update_pending, signals.camp_mode, signals.sentry_mode)
+    assert (blockers, signals.battery_capacity_kwh) == ((False, False, False), trace.battery_kwh)
     assert (signals.departure_ms is not msgspec.UNSET) is (plugged and trace.departure_known)
     # Strict conversion checks every range of the table of signals.
     assert msgspec.convert(msgspec.to_builtins(signals), Signals) == signals
@@ -74,6 +76,12 @@ def test_a_night_and_a_day() -> None:
 def test_the_battery_warms_while_it_charges_and_cools_afterwards() -> None:
     degrees = [signals_at(NIGHT, int(hour * HOUR_MS)).battery_temperature_c for hour in (0, 1, 6, 9, 15)]
     assert degrees == [pytest.approx(value, abs=0.1) for value in (8.0, 15.6, 20.0, 8.6, 8.0)]
+
+
+def test_all_signals_are_known_but_the_agents_and_the_unsaid_departure_charge() -> None:
+    signals = SimulatedCar(NIGHT, Replay(0, 0)).read(0)
+    unknown = {name for name in SIGNAL_PATHS if getattr(signals, name) is msgspec.UNSET}
+    assert unknown == {"link_month_bytes", "free_slots", "refusal", "departure_charge_percent"}
 
 
 def test_a_parked_car_stays_plugged_in() -> None:

@@ -120,7 +120,7 @@ def test_the_signals_stand_in_the_document_with_their_ranges_and_dead_bands() ->
     said = section("Signals")
     for field in fields_of(Signals):
         band = DEAD_BANDS.get(field.name)
-        change = "any" if band is None else f"{band:g}"
+        change = "any" if band is None else power(band)
         assert f"| `{field.encode_name}` | {label(field.type)} | {change} |" in said
 
 
