@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from coordinator.commands import AddRows, Command, EndJob, LedgerWrite, SendControl, SendTask
 from coordinator.core import Core
+from coordinator.delays import Delay
 from coordinator.events import Event, Tick
 from coordinator.ports import Ledger
 
@@ -31,6 +32,7 @@ class Brain:
 
     def __init__(self, core: Core, ledger: Ledger) -> None:
         self.core = core
+        self.commits = Delay()
         self._ledger = ledger
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._events: list[Event] = []
@@ -69,6 +71,11 @@ class Brain:
         self.put([event], durable.set)
         await durable.wait()
 
+    @property
+    def waiting(self) -> int:
+        """Events that wait for the next round."""
+        return len(self._events)
+
     async def room(self) -> None:
         """Wait while too many events wait: back-pressure for whoever can hold messages back."""
         await self._room.wait()
@@ -91,7 +98,9 @@ class Brain:
             commands = self._decide(events)
             writes = [command for command in commands if isinstance(command, LedgerWrite)]
             if writes:
+                begun = time.monotonic()
                 await self.with_ledger(self._ledger.commit, writes)
+                self.commits.add(1, (time.monotonic() - begun) * 1000)
             spoken = [command for command in commands if isinstance(command, SendTask | SendControl)]
             if spoken:
                 send(spoken)

@@ -48,6 +48,7 @@ from coordinator.rules.pay import PayTerms, pay_micro
 from coordinator.rules.sizing import SizingLimits, restored_deadline_ms
 from coordinator.scheduler import Scheduler
 from coordinator.speeds import Speeds
+from coordinator.totals import Totals
 from fleet_wire.messages import Cancel, Rebirth, RefusalReason, Span
 
 __all__ = ["Core", "CorePolicy"]
@@ -78,6 +79,7 @@ class Core:
     next_seq: int = 1
     refusals: Counter[str] = field(default_factory=Counter)
     counters: Counter[str] = field(default_factory=Counter)
+    totals: Totals = field(default_factory=Totals)
     speeds: Speeds = field(default_factory=Speeds)
     _leases: Leases = field(init=False)
     _scheduler: Scheduler = field(init=False)
@@ -85,7 +87,7 @@ class Core:
     _reasons_ms: int = -1
 
     def __post_init__(self) -> None:
-        self._leases = Leases(self.fleet, self.jobs)
+        self._leases = Leases(self.fleet, self.jobs, self.totals)
         self._scheduler = Scheduler(
             self.policy.sizing, self.policy.back_off_ms, self.fleet, self.models, self.jobs, self._leases, self.speeds
         )
@@ -217,6 +219,7 @@ class Core:
         fault = output_fault(event.outputs, count, self.models[progress.job.model])
         if fault is not None:
             self.refusals["result_malformed"] += 1
+            self.totals.not_accepted("malformed", rows, count, count)
             return self._rows_failed(vehicle, rows.job, rows.spans, fault, now_ms)
         self.speeds.learn(vehicle, progress.job.model, rows.compute_ms / count)
         self._leases.work_off(vehicle, progress, rows.spans)
@@ -228,6 +231,7 @@ class Core:
             commands.append(AddRows(self._accepted(event, progress, pieces, fresh / count, now_ms)))
         if progress.rows_duplicate > duplicates:
             self.refusals["result_duplicate_rows"] += progress.rows_duplicate - duplicates
+            self.totals.not_accepted("duplicate", rows, progress.rows_duplicate - duplicates, count)
         for lease in completed:
             self._leases.let_go(lease.record)
             commands.append(EndLease(rows.job, lease.record.chunk, LeaseEnd.DONE, 0, now_ms))
@@ -250,11 +254,13 @@ class Core:
         progress.energy_mwh += energy_mwh
         progress.vehicles.add(event.vehicle)
         total = pay_micro(progress.energy_mwh, progress.compute_ms, self.policy.pay)
+        fresh = sum(piece.stop - piece.start for piece in pieces)
         pay, progress.pay_micro = max(0, total - progress.pay_micro), max(total, progress.pay_micro)
         row = self.fleet.row(event.vehicle)
-        self.fleet.column["rows_done"][row] += sum(piece.stop - piece.start for piece in pieces)
+        self.fleet.column["rows_done"][row] += fresh
         self.fleet.column["energy_mwh"][row] += energy_mwh
         self.fleet.column["pay_micro"][row] += pay
+        self._count(fresh, compute_ms, energy_mwh, pay)
         ref = event.rows.outputs_ref
         seq, self.next_seq = self.next_seq, self.next_seq + 1
         return AcceptedRows(
@@ -269,6 +275,15 @@ class Core:
             energy_mwh=energy_mwh,
             pay_micro=pay,
         )
+
+    def _count(self, rows: int, compute_ms: float, energy_mwh: int, pay: int) -> None:
+        totals, terms = self.totals, self.policy.pay
+        cost_before = pay_micro(totals.energy_mwh, 0, terms)
+        totals.rows += rows
+        totals.compute_ms += compute_ms
+        totals.energy_mwh += energy_mwh
+        totals.energy_cost_micro += pay_micro(totals.energy_mwh, 0, terms) - cost_before
+        totals.pay_micro += pay
 
     def _rows_failed(self, vehicle: str, job: str, spans: Iterable[Span], error: str, now_ms: int) -> list[Command]:
         progress = self.jobs.get(job)

@@ -19,13 +19,14 @@ from coordinator.adapters.input_rows import InputRows
 from coordinator.adapters.object_blobs import ObjectBlobs
 from coordinator.adapters.onnx_inspector import OnnxInspector
 from coordinator.adapters.sqlite_ledger import SqliteLedger
-from coordinator.brain import Brain
+from coordinator.brain import Brain, wall_clock_ms
 from coordinator.core import Core, CorePolicy
 from coordinator.desk import CoordinatorDesk
 from coordinator.dispatch import Dispatch
 from coordinator.errors import StoreUnavailable
 from coordinator.ingest import Ingest
 from coordinator.link import Announcement, IdentityTaken, Link, TelemetryWriter
+from coordinator.observation import Observer, ServiceState, keep_observing
 from coordinator.rules.pay import PayTerms
 from coordinator.settings import CoordinatorSettings
 from fleet_link import ConnectOptions
@@ -76,6 +77,19 @@ async def run_coordinator(settings: CoordinatorSettings, random_source: random.R
     desk = CoordinatorDesk(
         settings.fleet, brain, ledger, blobs, inputs, OnnxInspector(), refusals, link.connected.is_set
     )
+    observer = Observer(core)
+
+    def service() -> ServiceState:
+        return ServiceState(
+            connected=link.connected.is_set(),
+            telemetry=link.telemetry_waits,
+            messages=link.message_waits,
+            commits=brain.commits,
+            store_lag_ms=telemetry.lag_ms,
+            events_waiting=brain.waiting,
+            refusals=refusals + dispatch.counters,
+        )
+
     await brain.open()
     await telemetry.open()
     try:
@@ -85,7 +99,11 @@ async def run_coordinator(settings: CoordinatorSettings, random_source: random.R
             tasks.create_task(telemetry.run(), name="telemetry")
             tasks.create_task(dispatch.run(), name="dispatch")
             tasks.create_task(link.run(), name="link")
-            tasks.create_task(serve(build_app(desk, blobs, refusals), listener), name="http")
+            tasks.create_task(serve(build_app(desk, blobs, refusals, lambda: observer.latest), listener), name="http")
+            tasks.create_task(
+                keep_observing(observer, service, wall_clock_ms, settings.observe_every_s),
+                name="observer",
+            )
             tasks.create_task(_until_signalled(), name="signals")
             await link.connected.wait()
             # Not every broker sends retained messages to a session that it kept, so those are asked that we knew.

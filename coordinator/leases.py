@@ -8,6 +8,7 @@ from coordinator.commands import Command, EndLease
 from coordinator.fleet_view import FleetView
 from coordinator.model import LeaseEnd, LeaseRecord
 from coordinator.progress import JobProgress, OpenLease
+from coordinator.totals import Totals
 from fleet_wire.messages import Span
 
 __all__ = ["Leases"]
@@ -19,6 +20,7 @@ class Leases:
 
     fleet: FleetView
     jobs: dict[str, JobProgress]
+    totals: Totals
     _deadlines: list[tuple[int, str, int]] = field(default_factory=list)
 
     def hold(self, record: LeaseRecord, work_ms: float, deadline_ms: int) -> None:
@@ -58,6 +60,7 @@ class Leases:
             if released is not None:
                 lease, back = released
                 self._forget(lease, back)
+                self.totals.released(end, back)
                 commands.append(EndLease(job, chunk, end, back, now_ms))
         return commands
 

@@ -6,13 +6,14 @@ when what it says is durable, and never before.
 
 import asyncio
 import random
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 
 from coordinator.brain import Brain, wall_clock_ms
+from coordinator.delays import Delay
 from coordinator.dispatch import Dispatch
 from coordinator.errors import ResourceMissing
 from coordinator.events import Event, RowsFailed, TelemetryBatch, VehiclesRemembered
@@ -42,6 +43,7 @@ class TelemetryWriter:
         self._store = store
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="telemetry")
         self._queue: asyncio.Queue[tuple[TelemetryBatch, Callable[[], None]]] = asyncio.Queue(_WAITING_BATCHES)
+        self._waiting_since: deque[float] = deque()
 
     async def open(self) -> None:
         """Open the store. Raises StoreUnavailable."""
@@ -59,7 +61,13 @@ class TelemetryWriter:
 
     async def put(self, batch: TelemetryBatch, kept: Callable[[], None]) -> None:
         """Queue a batch; waits while too many wait, which holds the broker back."""
+        self._waiting_since.append(time.monotonic())
         await self._queue.put((batch, kept))
+
+    @property
+    def lag_ms(self) -> float:
+        """How long the oldest batch has waited that is not kept yet; 0 when there is none."""
+        return (time.monotonic() - self._waiting_since[0]) * 1000 if self._waiting_since else 0.0
 
     async def run(self) -> None:
         """Write until cancelled. A failing store ends the process: nothing was acknowledged that isn't kept."""
@@ -69,6 +77,7 @@ class TelemetryWriter:
                 waiting.append(self._queue.get_nowait())
             await self._in_thread(self._store.append, [batch for batch, _ in waiting])
             for _, kept in waiting:
+                self._waiting_since.popleft()
                 kept()
 
     async def _in_thread(self, call: Callable[..., None], *arguments: object) -> None:
@@ -110,6 +119,8 @@ class Link:
         self._counters = counters
         self._rng = rng
         self.connected = asyncio.Event()
+        self.telemetry_waits = Delay()
+        self.message_waits = Delay()
 
     async def run(self) -> None:
         """Stay connected until cancelled. Raises IdentityTaken."""
@@ -153,10 +164,13 @@ class Link:
         batch = self._ingest.sort(messages, wall_clock_ms())
         if batch.telemetry is not None:
             self._brain.put([batch.telemetry])
-            await self._telemetry.put(batch.telemetry, partial(session.acknowledge, batch.telemetry_packets))
+            await self._telemetry.put(
+                batch.telemetry, self._acknowledging(session, batch.telemetry_packets, self.telemetry_waits)
+            )
         if batch.events:
             packets = [packet for _, packet in batch.events]
-            self._brain.put([event for event, _ in batch.events], partial(session.acknowledge, packets))
+            acknowledge = self._acknowledging(session, packets, self.message_waits)
+            self._brain.put([event for event, _ in batch.events], acknowledge)
         for vehicle, rows, packet in batch.by_reference:
             await self._take_reference(session, vehicle, rows, packet)
         for rejection in batch.rejected:
@@ -166,6 +180,7 @@ class Link:
     async def _take_reference(self, session: Session, vehicle: str, rows: Rows, packet: Message) -> None:
         """Rows whose outputs lie in a blob that the vehicle has uploaded: read here, so that they can be checked."""
         assert rows.outputs_ref is not None
+        acknowledge = self._acknowledging(session, [packet], self.message_waits)
         digest = rows.outputs_ref.digest
         try:
             size = await self._blobs.size(digest)
@@ -174,7 +189,17 @@ class Link:
         except (ResourceMissing, WireError) as error:
             self._counters["result_blob_unusable"] += 1
             event = RowsFailed(vehicle, Failure(rows.job, rows.epoch, rows.spans, f"outputs_ref: {error}"))
-        self._brain.put([event], partial(session.acknowledge, [packet]))
+        self._brain.put([event], acknowledge)
+
+    def _acknowledging(self, session: Session, packets: Sequence[Message], waits: Delay) -> Callable[[], None]:
+        """What acknowledges these packets, and notes how long they had to wait for it from now on."""
+        taken = time.monotonic()
+
+        def acknowledge() -> None:
+            session.acknowledge(packets)
+            waits.add(len(packets), (time.monotonic() - taken) * 1000)
+
+        return acknowledge
 
     def _reject(self, session: Session, rejection: Rejection[Message]) -> None:
         """Tell the sender, when it is known, so that nothing is dropped in silence; once, and not for its presence."""

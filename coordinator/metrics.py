@@ -136,7 +136,7 @@ VEHICLE_WORK = Measurement(
 )
 FLEET_STATE = Measurement(
     "fleet_state",
-    "How many vehicles are in which state, and how many will probably be plugged in",
+    "How many vehicles are in which state",
     (),
     (
         _gauge("vehicles", "vehicle", "Vehicles known"),
@@ -145,8 +145,6 @@ FLEET_STATE = Measurement(
         _gauge("charging", "vehicle", "Connected vehicles that are charging"),
         _gauge("eligible", "vehicle", "Vehicles that may work"),
         _gauge("working", "vehicle", "Vehicles that hold leases"),
-        _gauge("plugged_in_1h", "vehicle", "Vehicles expected to be plugged in one hour from now"),
-        _gauge("plugged_in_4h", "vehicle", "Vehicles expected to be plugged in four hours from now"),
         _gauge("charge_percent", "percent", "Mean charge of connected vehicles"),
     ),
 )
@@ -189,7 +187,7 @@ JOB_STATE = Measurement(
 JOB_WASTE = Measurement(
     "job_waste",
     "Work that did not count, by cause: leases that ended early, and rows that came and were not accepted. What a car "
-    "computed after its last message before it fell silent is not known and not in it",
+    "computed after its last message is not known and not in it, nor what comes without a lease",
     ("cause",),
     (
         _counter("rows_released", "row", "Rows not computed under a lease, which had to be leased again"),
@@ -217,21 +215,20 @@ SERVICE = Measurement(
     (),
     (
         _gauge("connected", "", "Whether the broker is connected"),
-        _counter("telemetry", "document", "Telemetry documents kept by the store"),
-        _counter("results", "message", "Result messages acknowledged"),
-        _counter("telemetry_wait_ms", "millisecond", "Time from receiving to acknowledging, summed over documents"),
-        _counter("results_wait_ms", "millisecond", "Time from receiving to acknowledging, summed over messages"),
-        _gauge(
-            "telemetry_wait_max_ms",
-            "millisecond",
-            "Longest time to the acknowledgement of telemetry since the last point",
+        _counter("telemetry", "document", "Telemetry documents kept and acknowledged"),
+        _counter(
+            "telemetry_wait_ms", "millisecond", "Time from taking to acknowledging, summed over telemetry documents"
         ),
+        _gauge("telemetry_wait_worst_ms", "millisecond", "Longest such time since the last point"),
+        _counter("messages", "message", "Other messages acknowledged: results, refusals, births, capabilities"),
+        _counter("messages_wait_ms", "millisecond", "Time from taking to acknowledging, summed over those messages"),
+        _gauge("messages_wait_worst_ms", "millisecond", "Longest such time since the last point"),
         _gauge(
-            "results_wait_max_ms", "millisecond", "Longest time to the acknowledgement of a result since the last point"
+            "store_lag_ms", "millisecond", "How long the oldest telemetry has waited that the store has not kept yet"
         ),
-        _gauge("store_lag_ms", "millisecond", "Age of the oldest telemetry that waits for the store"),
-        _gauge("store_spilled", "line", "Lines that lie on disk until the store is reached again"),
-        _gauge("ledger_commit_max_ms", "millisecond", "Longest commit of the ledger since the last point"),
+        _counter("commits", "commit", "Commits of the ledger"),
+        _counter("commits_ms", "millisecond", "Time of commits, summed"),
+        _gauge("commit_worst_ms", "millisecond", "Longest commit since the last point"),
         _gauge("events_waiting", "event", "Events that wait for the core"),
     ),
 )

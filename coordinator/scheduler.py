@@ -88,6 +88,7 @@ class Scheduler:
             progress.grant(record, expected_ms)
             self.leases.hold(record, work_ms, deadline_ms)
             granted.append(record)
+            self.leases.totals.leases_granted += 1
         return [*(GrantLease(record) for record in granted), *self._tasks(row, progress, granted)]
 
     def _tasks(self, row: int, progress: JobProgress, granted: list[LeaseRecord]) -> list[Command]:

@@ -34,5 +34,7 @@ class CoordinatorSettings(BaseSettings):
     """What is larger ends the connection. Keep it above the broker's own limit: some brokers don't heed ours, and send
     a packet that was too large again and again. What is larger than `max_packet_bytes` is read and refused."""
     session_expiry_s: int = Field(default=300, ge=0)
+    observe_every_s: float = Field(default=10.0, gt=0, le=3600)
+    """How often points of the metric catalogue are made; those of single vehicles at every sixth time."""
     energy_micro_per_kwh: int = Field(default=250_000, ge=0)
     compute_micro_per_h: int = Field(default=20_000, ge=0)

@@ -1,6 +1,7 @@
 """Fixtures that several kinds of tests share: a real broker, once embedded and once Mosquitto."""
 
 import os
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,6 +21,17 @@ def require_mosquitto() -> str:
     if program is not None:
         return program
     reason = "Mosquitto is not installed (on Debian: apt-get install mosquitto)"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def require_promtool() -> str:
+    """Return promtool's path. Where it is missing, skip; under CI, fail."""
+    program = shutil.which("promtool")
+    if program is not None:
+        return program
+    reason = "promtool is not installed (tests/install_servers.sh takes it from Debian's package prometheus)"
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)

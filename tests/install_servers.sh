@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs from Debian's packages what the tests need and this machine lacks: make, Python's venv module, Mosquitto.
+# Installs from Debian's packages what the tests need and this machine lacks: make, Python's venv module, Mosquitto, promtool.
 # `--peers` adds redis-server, on which the benchmark of Celery stands. Needs root. The tests start Mosquitto themselves, so the service that the package sets up is stopped and disabled.
 set -euo pipefail
 
@@ -11,11 +11,24 @@ if [[ "${1:-}" == --peers ]]; then
     command -v redis-server >/dev/null || missing+=(redis-server)
 fi
 
-if ((${#missing[@]} == 0)); then
+# Only the checking tool is wanted of Prometheus, so its package is unpacked and not installed, which would start it.
+install_promtool() {
+    local folder
+    folder=$(mktemp --directory)
+    (cd "$folder" && apt-get download -qq -o APT::Sandbox::User=root prometheus && dpkg-deb --fsys-tarfile ./*.deb | tar --extract ./usr/bin/promtool)
+    install "$folder/usr/bin/promtool" /usr/local/bin/promtool
+    rm --recursive "$folder"
+}
+promtool_missing=0
+command -v promtool >/dev/null || promtool_missing=1
+
+if ((${#missing[@]} == 0 && !promtool_missing)); then
     exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
+((!promtool_missing)) || install_promtool
+((${#missing[@]})) || exit 0
 apt-get install -qq --yes --no-install-recommends "${missing[@]}" >/dev/null
 
 # A server that was here before is somebody's, and stays as it is.

@@ -8,7 +8,7 @@ import contextlib
 import re
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, TypeVar
@@ -21,7 +21,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from coordinator.adapters.prometheus import CONTENT_TYPE_LATEST, exposition
 from coordinator.errors import CoordinatorError, Rejected, ResourceMissing, StoreUnavailable
+from coordinator.metrics import MetricPoint
 from coordinator.ports import BlobStore, Desk
 from fleet_wire.api import JobRequest, JobTerms, ModelRequest, Problem, RowsFrame
 
@@ -64,9 +66,15 @@ class HttpLimits:
     heartbeat_s: float = 10.0
 
 
-def build_app(desk: Desk, blobs: BlobStore, refusals: Counter[str], limits: HttpLimits = HttpLimits()) -> Starlette:
-    """The ASGI application; every refusal is counted in `refusals` by its code."""
-    api = _Api(desk, blobs, limits)
+def build_app(
+    desk: Desk,
+    blobs: BlobStore,
+    refusals: Counter[str],
+    observed: Callable[[], Sequence[MetricPoint]],
+    limits: HttpLimits = HttpLimits(),
+) -> Starlette:
+    """The ASGI application; every refusal is counted in `refusals` by its code, `/metrics` shows what is `observed`."""
+    api = _Api(desk, blobs, observed, limits)
     problems = _Problems(refusals)
     return Starlette(
         routes=[
@@ -84,6 +92,7 @@ def build_app(desk: Desk, blobs: BlobStore, refusals: Counter[str], limits: Http
             Route("/v1/vehicles/{vehicle}", api.vehicle, methods=["GET"]),
             Route("/v1/health", api.health, methods=["GET"]),
             Route("/healthz", api.healthz, methods=["GET"]),
+            Route("/metrics", api.metrics, methods=["GET"]),
         ],
         exception_handlers={
             CoordinatorError: problems.coordinator_error,
@@ -147,9 +156,12 @@ class _Server(uvicorn.Server):
 class _Api:
     """One method a route."""
 
-    def __init__(self, desk: Desk, blobs: BlobStore, limits: HttpLimits) -> None:
+    def __init__(
+        self, desk: Desk, blobs: BlobStore, observed: Callable[[], Sequence[MetricPoint]], limits: HttpLimits
+    ) -> None:
         self._desk = desk
         self._blobs = blobs
+        self._observed = observed
         self._limits = limits
 
     async def put_blob(self, request: Request) -> Response:
@@ -217,6 +229,9 @@ class _Api:
     async def healthz(self, _request: Request) -> Response:
         status = self._desk.health().status
         return PlainTextResponse(f"{status}\n", HTTPStatus.OK if status == "ok" else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    async def metrics(self, _request: Request) -> Response:
+        return Response(exposition(self._observed()), media_type=CONTENT_TYPE_LATEST)
 
     async def _read(self, request: Request, kind: type[_Asked]) -> _Asked:
         body = bytearray()

@@ -276,7 +276,7 @@ def serving(
         served_desk = desk or DirectDesk(blobs, hold=hold)
         refusals: Counter[str] = Counter()
         served = Served(url, served_desk, blobs, refusals, asyncio.get_running_loop())
-        task = asyncio.create_task(serve(build_app(served_desk, blobs, refusals, limits), listener))
+        task = asyncio.create_task(serve(build_app(served_desk, blobs, refusals, list, limits), listener))
         started.append((served, task))
         ready.set()
         await asyncio.wait({task})

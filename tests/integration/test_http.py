@@ -322,7 +322,7 @@ async def test_our_own_failures_are_said_without_their_insides_and_cancelling_en
     refusals: Counter[str] = Counter()
     listener = open_listener("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    server = asyncio.create_task(serve(build_app(desk, blobs, refusals), listener))
+    server = asyncio.create_task(serve(build_app(desk, blobs, refusals, list), listener))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
         problem(await http.get("/v1/jobs"), 503, "ledger_unavailable")
         problem(await http.get("/v1/health"), 500, "internal")

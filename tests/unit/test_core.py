@@ -1,5 +1,7 @@
 """The core, told as scenes: events in, the whole list of commands out."""
 
+from collections import defaultdict
+
 import numpy as np
 
 from coordinator.commands import AddJob, AddModel, AddRows, EndJob, EndLease, GrantLease, SendControl, SendTask
@@ -17,6 +19,7 @@ from coordinator.events import (
 )
 from coordinator.model import AcceptedRows, JobState, LeaseEnd, LeaseRecord, Piece
 from coordinator.rules.sizing import SizingLimits
+from coordinator.totals import Totals, Waste
 from fleet_wire.messages import Cancel, Failure, Rebirth, Refusal, RefusalReason, Span, State
 from tests.unit.coordinator_scenes import MODEL, arrival, job, rows_of, telemetry
 
@@ -99,6 +102,29 @@ def test_duplicates_are_counted_and_never_kept_twice() -> None:
     assert core.handle(rows_of("car-1", "j1", Span(0, 0, 8)), 2) == []
     assert core.refusals == {"result_duplicate_rows": 8}
     assert core.jobs["j1"].rows_done == 8
+
+
+def test_work_that_does_not_count_is_summed_by_cause() -> None:
+    core = core_with(*arrival("car-1"), *arrival("car-2"), JobSubmitted(job(rows=100)))
+    core.assign(0)
+    core.handle(rows_of("car-1", "j1", Span(0, 0, 6), compute_ms=60.0, energy_mwh=4_000), 1)
+    core.handle(rows_of("car-1", "j1", Span(0, 4, 8), compute_ms=40.0, energy_mwh=2_001), 2)
+    core.handle(VehicleState("car-2", State(False, 1)), 3)
+    core.handle(rows_of("car-3", "j1", Span(0, 0, 8), energy_mwh=1 << 53), 4)  # claims that nobody can check
+    assert core.totals == Totals(
+        leases_granted=core.totals.leases_granted,
+        rows=8,
+        compute_ms=80.0,
+        energy_mwh=5_000,
+        energy_cost_micro=1_250,
+        pay_micro=1_250,
+        waste=defaultdict(
+            Waste,
+            duplicate=Waste(rows=2, compute_ms=20.0, energy_mwh=1_000),
+            lost=Waste(rows_released=8),
+        ),
+    )
+    assert core.totals.wasted_energy_mwh == 1_000
 
 
 def test_rows_that_were_never_leased_to_the_sender_change_nothing() -> None:

@@ -1,0 +1,273 @@
+"""Measures the coordinator every few seconds: pure functions from its state to points, and a thin task.
+
+Only reads what others keep. Points hold counters as totals, for `/metrics`; the store is given their growth.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator import metrics
+from coordinator.core import Core
+from coordinator.delays import Delay
+from coordinator.metrics import CATALOGUE, FieldKind, MetricPoint
+from coordinator.progress import JobProgress
+from coordinator.rules.eligibility import Reason
+
+__all__ = ["Observer", "ServiceState", "growth", "keep_observing"]
+
+Value = int | float | str
+Series = tuple[str, tuple[tuple[str, str], ...]]
+
+_COUNTERS = {(each.name, field.name) for each in CATALOGUE for field in each.fields if field.kind is FieldKind.COUNTER}
+_VEHICLE_COLUMNS = ("rows_done", "energy_mwh", "pay_micro", "leases")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """What the coordinator's outer parts measured; `refusals` are those that the core does not count itself."""
+
+    connected: bool
+    telemetry: Delay
+    messages: Delay
+    commits: Delay
+    store_lag_ms: float
+    events_waiting: int
+    refusals: Counter[str]
+
+
+@dataclass(slots=True)
+class Observer:
+    """Makes points from a core; remembers which series there were, so that they go down to zero and don't break off.
+
+    `latest` are the fleet-wide points made last.
+    """
+
+    core: Core
+    latest: list[MetricPoint] = field(default_factory=list)
+    _reasons: set[Reason] = field(default_factory=set)
+    _regions: dict[str, list[int]] = field(default_factory=dict)
+    _vehicles: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    def fleet_wide(self, service: ServiceState, now_ms: int) -> list[MetricPoint]:
+        """One point a series of every measurement that is not about single vehicles; counters are totals."""
+        core = self.core
+        reasons = core.reasons(now_ms)
+        jobs = list(core.jobs.values())
+        self.latest = [
+            _point(metrics.FLEET_STATE, now_ms, _fleet_state(core, reasons)),
+            *self._by_reason(reasons, now_ms),
+            *self._by_region(reasons, now_ms),
+            _point(metrics.JOB_STATE, now_ms, _job_state(core, jobs, reasons, now_ms)),
+            *(
+                _point(
+                    metrics.JOB_WASTE,
+                    now_ms,
+                    {
+                        "rows_released": waste.rows_released,
+                        "rows": waste.rows,
+                        "compute_ms": waste.compute_ms,
+                        "energy_mwh": waste.energy_mwh,
+                    },
+                    cause=cause,
+                )
+                for cause, waste in sorted(core.totals.waste.items())
+            ),
+            _point(metrics.ECONOMICS, now_ms, _economics(core)),
+            _point(metrics.SERVICE, now_ms, _service(service)),
+            *(
+                _point(metrics.SERVICE_REFUSAL, now_ms, {"refused": count}, reason=reason)
+                for reason, count in sorted((core.refusals + service.refusals).items())
+            ),
+        ]
+        return self.latest
+
+    def _by_reason(self, reasons: NDArray[np.int8], now_ms: int) -> list[MetricPoint]:
+        counts = np.bincount(reasons, minlength=len(Reason)).tolist()
+        self._reasons.update(reason for reason in Reason if counts[reason] and reason is not Reason.ELIGIBLE)
+        return [
+            _point(metrics.FLEET_REASON, now_ms, {"vehicles": counts[reason]}, reason=reason.name.lower())
+            for reason in sorted(self._reasons)
+        ]
+
+    def _by_region(self, reasons: NDArray[np.int8], now_ms: int) -> list[MetricPoint]:
+        fleet = self.core.fleet
+        self._regions = {region: [] for region in self._regions}
+        for row, region in enumerate(_regions(self.core)):
+            self._regions.setdefault(region, []).append(row)
+        masks = {
+            "online": fleet.live("online"),
+            "eligible": reasons == Reason.ELIGIBLE,
+            "working": fleet.live("leases") > 0,
+        }
+        return [
+            _point(
+                metrics.FLEET_REGION,
+                now_ms,
+                {"vehicles": len(rows)} | {name: int(mask[rows].sum()) for name, mask in masks.items()},
+                region=region,
+            )
+            for region, rows in sorted(self._regions.items())
+        ]
+
+    def vehicles(self, now_ms: int) -> list[MetricPoint]:
+        """A point for every vehicle of which anything changed since this was last called; counters are growth.
+
+        The first call makes none: what a restarted coordinator remembers is no growth.
+        """
+        core = self.core
+        now = {name: core.fleet.live(name).astype(np.int64) for name in _VEHICLE_COLUMNS}
+        now["reason"] = core.reasons(now_ms).astype(np.int64)
+        first = not self._vehicles
+        before = {
+            name: _before(self._vehicles.get(name), values, new=-1 if name == "reason" else 0)
+            for name, values in now.items()
+        }
+        self._vehicles = now
+        if first:
+            return []
+        changed = np.zeros(len(core.fleet), dtype=np.bool_)
+        for name, values in now.items():
+            changed |= values != before[name]
+        regions = _regions(core)
+        return [
+            _point(
+                metrics.VEHICLE_WORK,
+                now_ms,
+                {
+                    "reason": Reason(int(now["reason"][row])).name.lower(),
+                    "eligible": int(now["reason"][row] == Reason.ELIGIBLE),
+                    "leases": int(now["leases"][row]),
+                    "rows": int(now["rows_done"][row] - before["rows_done"][row]),
+                    "energy_mwh": int(now["energy_mwh"][row] - before["energy_mwh"][row]),
+                    "pay_micro": int(now["pay_micro"][row] - before["pay_micro"][row]),
+                },
+                vehicle=core.fleet.ids[row],
+                region=regions[row],
+            )
+            for row in np.flatnonzero(changed).tolist()
+        ]
+
+
+def growth(points: Iterable[MetricPoint], before: Iterable[MetricPoint]) -> list[MetricPoint]:
+    """The same points with what their counters grew by; a series that is new has grown from zero."""
+    known = {_series(point): point.fields for point in before}
+    return [_grown(point, known.get(_series(point), {})) for point in points]
+
+
+async def keep_observing(
+    observer: Observer,
+    service: Callable[[], ServiceState],
+    clock_ms: Callable[[], int],
+    every_s: float,
+) -> None:
+    """Observe until cancelled."""
+    while True:
+        observer.fleet_wide(service(), clock_ms())
+        await asyncio.sleep(every_s)
+
+
+def _point(measurement: metrics.Measurement, now_ms: int, values: Mapping[str, Value], **tags: str) -> MetricPoint:
+    return MetricPoint(measurement.name, now_ms, tags, values)
+
+
+def _series(point: MetricPoint) -> Series:
+    return point.measurement, tuple(sorted(point.tags.items()))
+
+
+def _grown(point: MetricPoint, before: Mapping[str, Value]) -> MetricPoint:
+    fields = {
+        name: value - before.get(name, 0) if (point.measurement, name) in _COUNTERS else value  # type: ignore[operator]
+        for name, value in point.fields.items()
+    }
+    return MetricPoint(point.measurement, point.time_ms, point.tags, fields)
+
+
+def _before(known: NDArray[np.int64] | None, now: NDArray[np.int64], new: int) -> NDArray[np.int64]:
+    """What was known of each vehicle, `new` for those that were not."""
+    before = np.full_like(now, new)
+    if known is not None:
+        before[: len(known)] = known
+    return before
+
+
+def _regions(core: Core) -> list[str]:
+    return ["unknown" if caps is None or not caps.region else caps.region for caps in core.fleet.caps]
+
+
+def _fleet_state(core: Core, reasons: NDArray[np.int8]) -> dict[str, Value]:
+    fleet = core.fleet
+    online = fleet.live("online")
+    charge = fleet.live("charge_percent")[online]
+    known = charge[~np.isnan(charge)]
+    state: dict[str, Value] = {
+        "vehicles": len(fleet),
+        "online": int(online.sum()),
+        "plugged": int((online & (fleet.live("plugged") == 1)).sum()),
+        "charging": int((online & (fleet.live("charging") == 1)).sum()),
+        "eligible": int((reasons == Reason.ELIGIBLE).sum()),
+        "working": int((fleet.live("leases") > 0).sum()),
+    }
+    if len(known):
+        state["charge_percent"] = float(known.mean())
+    return state
+
+
+def _job_state(core: Core, jobs: Sequence[JobProgress], reasons: NDArray[np.int8], now_ms: int) -> dict[str, Value]:
+    cars = int((reasons == Reason.ELIGIBLE).sum())
+    return {
+        "running": len(jobs),
+        "rows_waiting": sum(progress.rows_free for progress in jobs),
+        "rows_leased": sum(progress.rows_leased for progress in jobs),
+        "leases": sum(len(progress.leases) for progress in jobs),
+        "oldest_s": max((now_ms - progress.job.created_ms for progress in jobs), default=0) / 1000,
+        "lateness_s": max((_lateness_s(core, progress, cars, now_ms) for progress in jobs), default=0.0),
+        "rows": core.totals.rows,
+        "leases_granted": core.totals.leases_granted,
+        "leases_expired": core.counters["lease_expired"],
+        "done": core.counters["job_done"],
+        "failed": core.counters["job_failed"],
+        "cancelled": core.counters["job_cancelled"],
+    }
+
+
+def _lateness_s(core: Core, progress: JobProgress, cars: int, now_ms: int) -> float:
+    """How far past its deadline a job is expected to end on the cars that may work now; 0 where nothing is known."""
+    limit_s, row_ms = progress.job.terms.deadline_s, core.speeds.model_row_ms(progress.job.model)
+    if limit_s is None or row_ms is None or not cars:
+        return 0.0
+    left_s = limit_s - (now_ms - progress.job.created_ms) / 1000
+    return max(0.0, (progress.job.rows - progress.rows_done) * row_ms / cars / 1000 - left_s)
+
+
+def _economics(core: Core) -> dict[str, Value]:
+    totals = core.totals
+    return {
+        "rows": totals.rows,
+        "compute_ms": totals.compute_ms,
+        "energy_mwh": totals.energy_mwh,
+        "energy_cost_micro": totals.energy_cost_micro,
+        "pay_micro": totals.pay_micro,
+        "wasted_energy_mwh": totals.wasted_energy_mwh,
+    }
+
+
+def _service(service: ServiceState) -> dict[str, Value]:
+    return {
+        "connected": int(service.connected),
+        "telemetry": service.telemetry.count,
+        "telemetry_wait_ms": service.telemetry.total_ms,
+        "telemetry_wait_worst_ms": service.telemetry.take_worst_ms(),
+        "messages": service.messages.count,
+        "messages_wait_ms": service.messages.total_ms,
+        "messages_wait_worst_ms": service.messages.take_worst_ms(),
+        "store_lag_ms": service.store_lag_ms,
+        "commits": service.commits.count,
+        "commits_ms": service.commits.total_ms,
+        "commit_worst_ms": service.commits.take_worst_ms(),
+        "events_waiting": service.events_waiting,
+    }

@@ -1,0 +1,147 @@
+"""From the core's state to points: whole points, growth of counters, and only what the catalogue lists."""
+
+from collections import Counter
+
+import pytest
+
+from coordinator.core import Core
+from coordinator.delays import Delay
+from coordinator.events import JobSubmitted, ModelAdded, VehicleState
+from coordinator.metrics import CATALOGUE, FieldKind, MetricPoint
+from coordinator.observation import Observer, ServiceState, growth
+from fleet_wire.messages import Span, State
+from tests.unit.coordinator_scenes import MODEL, arrival, job, rows_of
+
+MEASUREMENTS = {measurement.name: measurement for measurement in CATALOGUE}
+
+
+def service(**changed: object) -> ServiceState:
+    values = {
+        "connected": True,
+        "telemetry": Delay(),
+        "messages": Delay(),
+        "commits": Delay(),
+        "store_lag_ms": 0.0,
+        "events_waiting": 0,
+        "refusals": Counter(),
+    }
+    return ServiceState(**(values | changed))  # type: ignore[arg-type]
+
+
+def core_at_work() -> Core:
+    """Two cars, of which one has computed 4 of its 8 rows, twice, and the other one left."""
+    core = Core()
+    for event in [ModelAdded(MODEL), *arrival("car-1"), *arrival("car-2"), JobSubmitted(job(chunk_rows=8))]:
+        core.handle(event, 0)  # type: ignore[arg-type]
+    core.assign(0)
+    core.handle(rows_of("car-1", "j1", Span(0, 0, 4), compute_ms=40.0, energy_mwh=4_000), 1)
+    core.handle(rows_of("car-1", "j1", Span(0, 0, 4), compute_ms=40.0, energy_mwh=4_000), 2)
+    core.handle(VehicleState("car-2", State(False, 1)), 3)
+    return core
+
+
+def fields_of(points: list[MetricPoint], measurement: str, **tags: str) -> dict[str, object]:
+    (found,) = [point for point in points if point.measurement == measurement and point.tags == tags]
+    return dict(found.fields)
+
+
+def test_points_hold_exactly_what_the_catalogue_lists_in_one_type_each() -> None:
+    observer = Observer(core_at_work())
+    observer.vehicles(1)
+    observer.core.handle(rows_of("car-1", "j1", Span(0, 4, 6)), 3)
+    points = observer.fleet_wide(service(refusals=Counter(too_large=1)), 5) + observer.vehicles(5)
+    assert {point.measurement for point in points} == {name for name in MEASUREMENTS if name != "vehicle_state"}
+    for point in points:
+        measurement = MEASUREMENTS[point.measurement]
+        assert tuple(point.tags) == measurement.tags
+        assert set(point.fields) == {field.name for field in measurement.fields}
+        for field in measurement.fields:
+            assert isinstance(point.fields[field.name], str if field.kind is FieldKind.TEXT else int | float)
+    idle = Observer(Core()).fleet_wide(service(refusals=Counter(too_large=1)), 5)
+    kinds = {(p.measurement, name): type(value) for p in idle for name, value in p.fields.items()}
+    kinds_at_work = {(p.measurement, name): type(value) for p in points for name, value in p.fields.items()}
+    assert kinds.items() <= kinds_at_work.items()
+
+
+def test_the_fleet_is_counted_by_state_reason_and_region() -> None:
+    points = Observer(core_at_work()).fleet_wide(service(), 5)
+    fleet = fields_of(points, "fleet_state")
+    assert (fleet["vehicles"], fleet["online"], fleet["plugged"], fleet["eligible"]) == (2, 1, 1, 1)
+    assert fields_of(points, "fleet_reason", reason="offline") == {"vehicles": 1}
+    region = {"vehicles": 2, "online": 1, "eligible": 1, "working": 1}
+    assert fields_of(points, "fleet_region", region="unknown") == region
+
+
+def test_jobs_waste_and_economics_are_what_the_core_counted() -> None:
+    core = core_at_work()
+    points = Observer(core).fleet_wide(service(), 5)
+    jobs = fields_of(points, "job_state")
+    assert (jobs["running"], jobs["rows"], jobs["rows_leased"]) == (1, 4, core.jobs["j1"].rows_leased)
+    assert jobs["rows_waiting"] == 100 - 4 - core.jobs["j1"].rows_leased
+    assert fields_of(points, "job_waste", cause="duplicate") == {
+        "rows_released": 0,
+        "rows": 4,
+        "compute_ms": 40.0,
+        "energy_mwh": 4_000,
+    }
+    assert fields_of(points, "economics")["wasted_energy_mwh"] == 4_000
+
+
+def test_a_job_is_late_by_how_far_its_expected_end_lies_after_its_deadline() -> None:
+    core = core_at_work()
+    core.handle(JobSubmitted(job("j2", rows=1000, deadline_s=2.0)), 0)
+    points = Observer(core).fleet_wide(service(), 1_000)
+    # 10 ms a row on one car: ten seconds of work, and one is left
+    assert fields_of(points, "job_state")["lateness_s"] == pytest.approx(9.0)
+
+
+def test_a_reason_that_is_gone_goes_down_to_zero() -> None:
+    core = core_at_work()
+    observer = Observer(core)
+    observer.fleet_wide(service(), 5)
+    for event in arrival("car-2", epoch=2):
+        core.handle(event, 6)  # type: ignore[arg-type]
+    points = observer.fleet_wide(service(), 7)
+    assert fields_of(points, "fleet_reason", reason="offline") == {"vehicles": 0}
+
+
+def test_counters_go_to_the_store_as_growth_and_gauges_as_they_are() -> None:
+    observer = Observer(core_at_work())
+    first = observer.fleet_wide(service(refusals=Counter(too_large=3)), 5)
+    assert growth(first, []) == first
+    observer.core.handle(rows_of("car-1", "j1", Span(1, 8, 12)), 6)
+    second = growth(observer.fleet_wide(service(refusals=Counter(too_large=3, bad_json=2)), 7), first)
+    assert fields_of(second, "economics")["rows"] == 0  # chunk 1 is car-2's
+    assert fields_of(second, "job_state")["running"] == 1
+    assert fields_of(second, "service_refusal", reason="too_large") == {"refused": 0}
+    assert fields_of(second, "service_refusal", reason="bad_json") == {"refused": 2}
+    assert fields_of(second, "service_refusal", reason="result_without_lease") == {"refused": 1}
+
+
+def test_only_vehicles_that_changed_have_a_point_and_what_is_remembered_is_no_growth() -> None:
+    core = core_at_work()
+    observer = Observer(core)
+    assert observer.vehicles(5) == []
+    assert observer.vehicles(6) == []
+    for event in arrival("car-3"):
+        core.handle(event, 7)  # type: ignore[arg-type]
+    core.handle(rows_of("car-1", "j1", Span(0, 4, 6), energy_mwh=10), 7)
+    (changed, new) = observer.vehicles(8)
+    assert changed == MetricPoint(
+        "vehicle_work",
+        8,
+        {"vehicle": "car-1", "region": "unknown"},
+        {"reason": "eligible", "eligible": 1, "leases": 1, "rows": 2, "energy_mwh": 10, "pay_micro": 2},
+    )
+    assert (new.tags["vehicle"], new.fields["rows"]) == ("car-3", 0)
+
+
+def test_delays_are_summed_and_the_worst_is_said_once() -> None:
+    waits = Delay()
+    waits.add(10, 2.0)
+    waits.add(1, 80.0)
+    observer = Observer(Core())
+    measured = fields_of(observer.fleet_wide(service(telemetry=waits), 0), "service")
+    assert (measured["telemetry"], measured["telemetry_wait_ms"]) == (11, 100.0)
+    assert measured["telemetry_wait_worst_ms"] == 80.0
+    assert fields_of(observer.fleet_wide(service(telemetry=waits), 1), "service")["telemetry_wait_worst_ms"] == 0.0
