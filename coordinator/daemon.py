@@ -5,6 +5,7 @@ Nothing is decided here. `python -m coordinator.daemon` prints one JSON line on 
 
 import asyncio
 import json
+import os
 import random
 import signal
 import ssl
@@ -29,7 +30,7 @@ from coordinator.link import Announcement, IdentityTaken, Link, TelemetryWriter
 from coordinator.observation import Observer, ServiceState, keep_observing
 from coordinator.rules.pay import PayTerms
 from coordinator.settings import CoordinatorSettings
-from fleet_link import ConnectOptions
+from fleet_link import ConnectOptions, SpanSink, Tracer, open_spans
 from fleet_wire.topics import FleetTopics
 
 __all__ = ["main", "run_coordinator"]
@@ -41,9 +42,12 @@ class _Stopped(Exception):
     """A signal asked for the end."""
 
 
-async def run_coordinator(settings: CoordinatorSettings, random_source: random.Random) -> None:
+async def run_coordinator(
+    settings: CoordinatorSettings, random_source: random.Random, spans: SpanSink | None = None
+) -> None:
     """Serve until SIGINT or SIGTERM; then let go of the broker, finish the commit under way and close the stores.
 
+    `spans` hears of what is done for traced jobs; whoever gives it closes it.
     Raises StoreUnavailable, IdentityTaken or OSError (the HTTP address) when it can't go on.
     """
     settings.data.mkdir(parents=True, exist_ok=True)
@@ -60,7 +64,8 @@ async def run_coordinator(settings: CoordinatorSettings, random_source: random.R
     core = Core(CorePolicy(pay=PayTerms(settings.energy_micro_per_kwh, settings.compute_micro_per_h)))
     refusals: Counter[str] = Counter()
     brain = Brain(core, ledger)
-    dispatch = Dispatch(topics, inputs, core, lambda event: brain.put([event]), settings.max_packet_bytes)
+    tracer = Tracer(random_source, spans)
+    dispatch = Dispatch(topics, inputs, core, lambda event: brain.put([event]), settings.max_packet_bytes, tracer)
     telemetry = TelemetryWriter(store)
     link = Link(
         options=_connect_options(settings),
@@ -73,9 +78,10 @@ async def run_coordinator(settings: CoordinatorSettings, random_source: random.R
         dispatch=dispatch,
         counters=refusals,
         rng=random_source,
+        tracer=tracer,
     )
     desk = CoordinatorDesk(
-        settings.fleet, brain, ledger, blobs, inputs, OnnxInspector(), refusals, link.connected.is_set
+        settings.fleet, brain, ledger, blobs, inputs, OnnxInspector(), refusals, link.connected.is_set, tracer
     )
     observer = Observer(core)
 
@@ -149,13 +155,17 @@ def _connect_options(settings: CoordinatorSettings) -> ConnectOptions:
 def main() -> int:
     """Run the daemon with settings from the environment; return its exit code."""
     code = 0
+    spans = open_spans("idlewheel-coordinator", os.environ)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run_coordinator(CoordinatorSettings(), random.Random()))
+            runner.run(run_coordinator(CoordinatorSettings(), random.Random(), spans))
     except* (StoreUnavailable, IdentityTaken, OSError) as errors:
         for error in errors.exceptions:
             sys.stderr.write(f"coordinator: {error}\n")
         code = 1
+    finally:
+        if spans is not None:
+            spans.close()
     return code
 
 

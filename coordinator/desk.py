@@ -15,9 +15,11 @@ from coordinator.ports import BlobStore, InputReader, Ledger, ModelInspector
 from coordinator.rules.eligibility import Reason
 from coordinator.rules.fit import input_fault
 from coordinator.views import job_view, vehicle_view, vehicle_views
+from fleet_link import Tracer
 from fleet_wire.api import HealthView, JobRequest, JobView, ModelView, RowsFrame, TensorSpec, VehicleView
 from fleet_wire.bundle import decode_bundle, encode_bundle
 from fleet_wire.tensors import Array, decode_tensors, encode_tensors
+from fleet_wire.trace import TraceContext
 
 __all__ = ["CoordinatorDesk"]
 
@@ -39,6 +41,7 @@ class CoordinatorDesk:
         inspector: ModelInspector,
         refusals: Counter[str],
         is_connected: Callable[[], bool],
+        tracer: Tracer,
     ) -> None:
         self._fleet = fleet
         self._brain = brain
@@ -48,6 +51,7 @@ class CoordinatorDesk:
         self._inspector = inspector
         self._refusals = refusals
         self._is_connected = is_connected
+        self._tracer = tracer
 
     @property
     def _core(self) -> Core:
@@ -63,8 +67,9 @@ class CoordinatorDesk:
             await self._brain.put_and_wait(ModelAdded(known))
         return ModelView(digest, known.size, list(known.inputs), list(known.outputs), known.batch_rows)
 
-    async def submit(self, request: JobRequest) -> JobView:
-        """Accept a job; durable on return. Raises Rejected, ResourceMissing."""
+    async def submit(self, request: JobRequest, caller: TraceContext | None) -> JobView:
+        """Accept a job, in its caller's trace or a new one; durable on return. Raises Rejected, ResourceMissing."""
+        begun_ms = wall_clock_ms()
         await self.add_model(request.model)
         model = self._core.models[request.model]
         header = await self._inputs.open(request.inputs)
@@ -74,6 +79,7 @@ class CoordinatorDesk:
             raise Rejected("inputs_do_not_fit", fault)
         rows = prod(header.entries[0].shape[:1])
         size = sum(entry.size for entry in header.entries)
+        trace = self._tracer.begin(caller)
         job = Job(
             id=secrets.token_hex(6),
             name=request.name,
@@ -83,8 +89,10 @@ class CoordinatorDesk:
             row_bytes=-(-size // rows),
             terms=request.terms,
             created_ms=wall_clock_ms(),
+            trace=trace,
         )
         await self._brain.put_and_wait(JobSubmitted(job))
+        self._tracer.end("submit", trace, caller, begun_ms, wall_clock_ms(), job=job.id, rows=rows)
         return await self.job(job.id)
 
     async def cancel(self, job: str) -> JobView:

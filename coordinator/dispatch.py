@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
+from coordinator.brain import wall_clock_ms
 from coordinator.commands import SendControl, SendTask
 from coordinator.errors import CoordinatorError
 from coordinator.events import TaskUndelivered
 from coordinator.model import Job, LeaseRecord, Model
 from coordinator.ports import InputReader
-from fleet_link import LinkError, LinkLost, Session
+from fleet_link import LinkError, LinkLost, Session, Tracer
 from fleet_wire.bundle import encode_bundle
 from fleet_wire.codec import CONTROL, TASK
 from fleet_wire.messages import BlobRef, Lease, Task
@@ -21,7 +22,7 @@ from fleet_wire.topics import FleetTopics, VehicleChannel
 __all__ = ["Dispatch"]
 
 _NO_SUBSCRIBER = 0x10
-_PACKET_OVERHEAD_BYTES = 1024  # topic, properties and MQTT header beside the payload
+_PACKET_OVERHEAD_BYTES = 1536  # topic, properties (a tracestate among them) and MQTT header beside the payload
 
 
 class Catalogue(Protocol):
@@ -47,6 +48,7 @@ class Dispatch:
         catalogue: Catalogue,
         undelivered: Undelivered,
         max_packet_bytes: int,
+        tracer: Tracer,
     ) -> None:
         self.session: Session | None = None
         self.counters: Counter[str] = Counter()
@@ -55,6 +57,7 @@ class Dispatch:
         self._catalogue = catalogue
         self._undelivered = undelivered
         self._max_packet_bytes = max_packet_bytes
+        self._tracer = tracer
         self._commands: asyncio.Queue[SendTask | SendControl] = asyncio.Queue()
 
     def put(self, commands: Sequence[SendTask | SendControl]) -> None:
@@ -85,7 +88,7 @@ class Dispatch:
         job, model = found
         try:
             for task, leases in await self._tasks(command, job, model):
-                await self._send_one(command, task, leases)
+                await self._send_one(command, job, task, leases)
         except CoordinatorError as error:
             self.counters[f"inputs_{error.code}"] += 1
             self._give_back(command, command.leases)
@@ -105,7 +108,8 @@ class Dispatch:
             tasks.append((_task(command, model, [lease], inputs_ref=ref), [lease]))
         return tasks
 
-    async def _send_one(self, command: SendTask, task: Task, leases: Sequence[LeaseRecord]) -> None:
+    async def _send_one(self, command: SendTask, job: Job, task: Task, leases: Sequence[LeaseRecord]) -> None:
+        trace = None if job.trace is None else self._tracer.begin(job.trace)
         left_s = max(1, (task.deadline_ms - leases[0].granted_ms) // 1000)
         try:
             answer = await self._publish(
@@ -115,11 +119,15 @@ class Dispatch:
                 expiry_s=left_s,
                 response_topic=self._topics.result(command.job, command.vehicle),
                 correlation=leases[0].chunk.to_bytes(8, "big"),
+                user_properties=() if trace is None else trace.properties,
             )
         except LinkError:
             self._give_back(command, leases)
         else:
             answer.add_done_callback(lambda future: self._answered(future, command, leases))
+        if trace is not None:
+            facts: dict[str, str | int] = {"job": job.id, "vehicle": command.vehicle, "leases": len(leases)}
+            self._tracer.end("assign", trace, job.trace, leases[0].granted_ms, wall_clock_ms(), **facts)
 
     async def _publish(
         self,
@@ -130,6 +138,7 @@ class Dispatch:
         expiry_s: int,
         response_topic: str | None = None,
         correlation: bytes | None = None,
+        user_properties: Sequence[tuple[str, str]] = (),
     ) -> asyncio.Future[int]:
         session = self.session
         if session is None:
@@ -142,6 +151,7 @@ class Dispatch:
             expiry_s=expiry_s,
             response_topic=response_topic,
             correlation=correlation,
+            user_properties=user_properties,
         )
 
     def _answered(self, answer: asyncio.Future[int], command: SendTask, leases: Sequence[LeaseRecord]) -> None:

@@ -11,21 +11,23 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from coordinator.brain import Brain, wall_clock_ms
 from coordinator.delays import Delay
 from coordinator.dispatch import Dispatch
 from coordinator.errors import ResourceMissing
-from coordinator.events import Event, RowsFailed, TelemetryBatch, VehiclesRemembered
+from coordinator.events import Event, RowsFailed, RowsReceived, TelemetryBatch, VehiclesRemembered
 from coordinator.ingest import Ingest, Rejection, outputs_event
 from coordinator.ports import BlobStore, TelemetryStore
-from fleet_link import ConnectOptions, LinkError, LinkLost, Message, Session, Will, backoff_s, connect
+from fleet_link import ConnectOptions, LinkError, LinkLost, Message, Session, Tracer, Will, backoff_s, connect
 from fleet_wire.bundle import decode_bundle
 from fleet_wire.codec import CONTROL, COORDINATOR
 from fleet_wire.errors import WireError
 from fleet_wire.messages import CoordinatorState, Failure, Notice, Rows
 from fleet_wire.tensors import encode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
+from fleet_wire.trace import TraceContext, trace_of
 
 __all__ = ["Announcement", "IdentityTaken", "Link", "TelemetryWriter"]
 
@@ -107,6 +109,7 @@ class Link:
         dispatch: Dispatch,
         counters: Counter[str],
         rng: random.Random,
+        tracer: Tracer,
     ) -> None:
         self._options = options
         self._topics = topics
@@ -118,6 +121,7 @@ class Link:
         self._dispatch = dispatch
         self._counters = counters
         self._rng = rng
+        self._tracer = tracer
         self.connected = asyncio.Event()
         self.telemetry_waits = Delay()
         self.message_waits = Delay()
@@ -171,6 +175,7 @@ class Link:
             packets = [packet for _, packet in batch.events]
             acknowledge = self._acknowledging(session, packets, self.message_waits)
             self._brain.put([event for event, _ in batch.events], acknowledge)
+            self._trace(batch.events)
         for vehicle, rows, packet in batch.by_reference:
             await self._take_reference(session, vehicle, rows, packet)
         for rejection in batch.rejected:
@@ -190,6 +195,7 @@ class Link:
             self._counters["result_blob_unusable"] += 1
             event = RowsFailed(vehicle, Failure(rows.job, rows.epoch, rows.spans, f"outputs_ref: {error}"))
         self._brain.put([event], acknowledge)
+        self._trace([(event, packet)])
 
     def _acknowledging(self, session: Session, packets: Sequence[Message], waits: Delay) -> Callable[[], None]:
         """What acknowledges these packets, and notes how long they had to wait for it from now on."""
@@ -200,6 +206,27 @@ class Link:
             waits.add(len(packets), (time.monotonic() - taken) * 1000)
 
         return acknowledge
+
+    def _trace(self, taken: Sequence[tuple[Event, Message]]) -> None:
+        """Let a span of each result end when what was put before this is kept."""
+        begun_ms = wall_clock_ms()
+        accepted: list[tuple[RowsReceived, TraceContext]] = []
+        for event, packet in taken:
+            try:
+                sent = trace_of(packet.user_properties)
+            except ValueError:
+                self._counters["trace_malformed"] += 1
+                continue
+            if sent is not None and isinstance(event, RowsReceived) and self._tracer.sink is not None:
+                accepted.append((event, sent))
+        if accepted:
+            self._brain.put([], partial(self._kept, accepted, begun_ms))
+
+    def _kept(self, accepted: Sequence[tuple[RowsReceived, TraceContext]], begun_ms: int) -> None:
+        now_ms = wall_clock_ms()
+        for event, sent in accepted:
+            span = self._tracer.begin(sent)
+            self._tracer.end("accept", span, sent, begun_ms, now_ms, job=event.rows.job, vehicle=event.vehicle)
 
     def _reject(self, session: Session, rejection: Rejection[Message]) -> None:
         """Tell the sender, when it is known, so that nothing is dropped in silence; once, and not for its presence."""

@@ -6,6 +6,7 @@ from enum import StrEnum
 import msgspec
 
 from fleet_wire.api import JobTerms, TensorSpec
+from fleet_wire.trace import TraceContext
 
 __all__ = ["AcceptedRows", "Job", "JobState", "LeaseEnd", "LeaseRecord", "Model", "Piece"]
 
@@ -32,7 +33,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as it was submitted; what changes while it runs is kept apart."""
+    """A job as it was submitted; what changes while it runs is kept apart. `trace` is the span of its submission."""
 
     id: str
     name: str
@@ -42,6 +43,7 @@ class Job:
     row_bytes: int
     terms: JobTerms
     created_ms: int
+    trace: TraceContext | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from coordinator.model import AcceptedRows, Job, LeaseRecord, Model
 from fleet_wire.api import BlobView, HealthView, JobRequest, JobView, ModelView, RowsFrame, VehicleView
 from fleet_wire.bundle import BundleHeader
 from fleet_wire.tensors import Tensor
+from fleet_wire.trace import TraceContext
 
 __all__ = [
     "BlobStore",
@@ -138,8 +139,8 @@ class Desk(Protocol):
     async def add_model(self, digest: str) -> ModelView:
         """Check and register a stored blob as a model; again and again is fine. Raises Rejected, ResourceMissing."""
 
-    async def submit(self, request: JobRequest) -> JobView:
-        """Accept a job; durable on return. Raises Rejected, ResourceMissing."""
+    async def submit(self, request: JobRequest, caller: TraceContext | None) -> JobView:
+        """Accept a job, in its caller's trace or a new one; durable on return. Raises Rejected, ResourceMissing."""
 
     async def cancel(self, job: str) -> JobView:
         """End a job early; one that has ended stays as it is. Raises ResourceMissing."""

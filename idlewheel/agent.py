@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated
 import typer
 import uvloop
 
+from fleet_link import open_spans
 from idlewheel.errors import BadInput
 from idlewheel.up import parse_address
 from simulator.car import Replay, SimulatedCar
@@ -65,11 +67,16 @@ def agent(
 
 async def _run(settings: AgentSettings, source: SignalSource) -> None:
     """Run the agent until SIGINT or SIGTERM; then let it sign off."""
-    running = asyncio.ensure_future(run_agent(settings, source, random=Random()))
+    spans = open_spans("idlewheel-agent", os.environ)
+    running = asyncio.ensure_future(run_agent(settings, source, random=Random(), spans=spans))
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, running.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+    finally:
+        if spans is not None:
+            spans.close()
 
 
 def _source(trace: Path | None, *, simulated: bool, speed_up: float) -> SignalSource:

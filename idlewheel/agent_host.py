@@ -7,6 +7,7 @@ Prints one JSON line when all have begun. Lines of JSON on its standard input sa
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from random import Random
 import msgspec
 import uvloop
 
+from fleet_link import SpanSink, open_spans
 from simulator.car import Replay, SimulatedCar
 from simulator.traces import CarTrace
 from vehicle_agent.daemon import run_agent
@@ -41,7 +43,7 @@ class HostSpec(msgspec.Struct, frozen=True):
     cars: tuple[HostedCar, ...]
 
 
-async def run_cars(spec: HostSpec) -> None:
+async def run_cars(spec: HostSpec, spans: SpanSink | None) -> None:
     """Run the agents until SIGTERM, or the end of standard input; then let each of them sign off."""
     cars = {hosted.vehicle: SimulatedCar(hosted.trace, hosted.replay) for hosted in spec.cars}
     stop = asyncio.Event()
@@ -50,7 +52,7 @@ async def run_cars(spec: HostSpec) -> None:
         loop.add_signal_handler(number, stop.set)
     async with asyncio.TaskGroup() as tasks:
         agents = [
-            tasks.create_task(run_agent(_settings(spec, vehicle), car, random=Random()), name=vehicle)
+            tasks.create_task(run_agent(_settings(spec, vehicle), car, random=Random(), spans=spans), name=vehicle)
             for vehicle, car in cars.items()
         ]
         orders = tasks.create_task(_follow_orders(list(cars.values()), stop), name="orders")
@@ -89,8 +91,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--spec", type=Path, required=True)
     spec = msgspec.json.decode(parser.parse_args().spec.read_bytes(), type=HostSpec)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run_cars(spec))
+    spans = open_spans("idlewheel-agent", os.environ)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run_cars(spec, spans))
+    finally:
+        if spans is not None:
+            spans.close()
 
 
 if __name__ == "__main__":

@@ -15,19 +15,22 @@ from typing import Any, assert_never
 import msgspec
 from msgspec import UNSET
 
-from fleet_link import LinkError, OutboxFull
+from fleet_link import LinkError, OutboxFull, SpanSink, Tracer
 from fleet_link import Message as LinkMessage
 from fleet_link import Session as Link
 from fleet_wire.bundle import decode_bundle, encode_bundle
 from fleet_wire.codec import CAPS, RESULT, STATE, TELEMETRY, MessageKind
 from fleet_wire.errors import WireError
-from fleet_wire.messages import BlobRef, Caps, CoordinatorState, Notice, Rebirth, Refusal, State, Telemetry
+from fleet_wire.messages import BlobRef, Caps, CoordinatorState, Notice, Rebirth, Refusal, State, Task, Telemetry
 from fleet_wire.signals import Signals, check_numbers
 from fleet_wire.tensors import encode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
+from fleet_wire.trace import trace_of
 from vehicle_agent.blobs import Blobs
 from vehicle_agent.errors import BlobUnavailable
 from vehicle_agent.events import (
+    BatchFailed,
+    BatchRan,
     Command,
     Connected,
     Event,
@@ -44,8 +47,10 @@ from vehicle_agent.events import (
     Run,
     Send,
     ShutDown,
+    TaskOffered,
     Tick,
     UploadFailed,
+    WorkerDied,
 )
 from vehicle_agent.frames import Load, RunBatch
 from vehicle_agent.inference import Inference
@@ -61,6 +66,7 @@ from vehicle_agent.session import Session, SessionLimits
 from vehicle_agent.settings import AgentSettings
 from vehicle_agent.signals import SignalSource
 from vehicle_agent.spool import Spool
+from vehicle_agent.tracing import TaskTraces
 
 __all__ = ["run_agent"]
 
@@ -73,11 +79,17 @@ _URGENT = ("refusal", "plugged", "moving", "opted_in")
 
 
 async def run_agent(
-    settings: AgentSettings, source: SignalSource, *, random: Random, counters: Counter[str] | None = None
+    settings: AgentSettings,
+    source: SignalSource,
+    *,
+    random: Random,
+    counters: Counter[str] | None = None,
+    spans: SpanSink | None = None,
 ) -> None:
     """Be a vehicle until cancelled; then give leases back, send what is ready and say goodbye.
 
     Raise IdentityTaken when another client connects under the same id. `counters` may be watched from outside.
+    `spans` hears of what is done for traced tasks; whoever gives it closes it.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     counted: Counter[str] = Counter() if counters is None else counters
@@ -88,7 +100,7 @@ async def run_agent(
             ending.callback(spool.close)
             ending.push_async_callback(blobs.close)
             async with asyncio.TaskGroup() as group:
-                agent = _Agent(settings, source, group, spool, blobs, counted)
+                agent = _Agent(settings, source, group, spool, blobs, counted, Tracer(random, spans))
                 ending.push_async_callback(agent.close)
                 epochs = EpochFile(settings.data_dir / "epoch")
                 group.create_task(agent.watch_signals(), name="signals")
@@ -109,6 +121,7 @@ class _Agent:
         spool: Spool,
         blobs: Blobs,
         counters: Counter[str],
+        tracer: Tracer,
     ) -> None:
         self._settings = settings
         self._source = source
@@ -119,6 +132,7 @@ class _Agent:
         self._topics = FleetTopics(settings.fleet)
         self._mailbox = Mailbox(settings.fleet, settings.vehicle, settings.max_packet_bytes)
         self._session = Session(_session_limits(settings), counters=counters)
+        self._traces = TaskTraces(tracer, settings.vehicle)
         self._outbox = Outbox(spool, counters, lambda full: self.handle(OutboxFilled(full)))
         self._inference = Inference(group, threads=settings.threads, niceness=settings.niceness, on_event=self.handle)
         models_dir = settings.models_dir or settings.data_dir / "models"
@@ -148,7 +162,9 @@ class _Agent:
         self._handling = True
         try:
             while self._events:
-                for command in self._session.handle(self._events.popleft(), _now_ms()):
+                event = self._events.popleft()
+                self._trace(event)
+                for command in self._session.handle(event, _now_ms()):
                     self._carry_out(command)
         finally:
             self._handling = False
@@ -158,17 +174,34 @@ class _Agent:
         if self._session.busy:
             self._busy.set()
 
+    def _trace(self, event: Event) -> None:
+        match event:
+            case BatchRan():
+                self._traces.batch_ended(event.compute_ms, _now_ms())
+            case BatchFailed():
+                self._traces.batch_ended(0.0, _now_ms())
+            case WorkerDied():
+                self._traces.worker_gone()
+
     def _carry_out(self, command: Command) -> None:
         match command:
             case Send(message):
                 topic = self._topics.result(message.job, self._settings.vehicle)
-                # Leases end with the connection, so that a refusal means nothing on the next one.
-                self._outbox.put(topic, RESULT.encode(message), outlives_link=not isinstance(message, Refusal))
-            case Run(digest, rows, inputs):
+                trace = self._traces.answered(message, _now_ms())
+                self._outbox.put(
+                    topic,
+                    RESULT.encode(message),
+                    # Leases end with the connection, so that a refusal means nothing on the next one.
+                    outlives_link=not isinstance(message, Refusal),
+                    properties=() if trace is None else trace.properties,
+                )
+            case Run(digest, rows, inputs, job, chunk):
+                self._traces.batch_given(job, chunk, rows)
                 self._inference.order(RunBatch(digest, rows, encode_tensors(inputs)))
             case LoadModel(digest, unload):
                 self._inference.order(Load(digest, str(self._models.path(digest)), list(unload)))
             case KillWorker():
+                self._traces.worker_gone()
                 self._inference.kill()
             case FetchModel(ref):
                 self._group.create_task(self._fetch_model(ref), name=f"model {ref.digest}")
@@ -351,8 +384,20 @@ class _Agent:
             case Notice(fault, topic, detail):
                 self._counters[f"notice_{fault}"] += 1
                 _log.warning("%s: the coordinator refused %s: %s (%s)", self._settings.vehicle, topic, detail, fault)
+            case TaskOffered(task):
+                self._note_trace(task, message)
+                self.handle(mail)
             case _:
                 self.handle(mail)
+
+    def _note_trace(self, task: Task, message: LinkMessage) -> None:
+        try:
+            trace = trace_of(message.user_properties)
+        except ValueError:
+            self._counters["trace_malformed"] += 1
+            return
+        if trace is not None:
+            self._traces.offered(task, trace, _now_ms())
 
     def _saw_own_state(self, epoch: int, *, online: bool) -> None:
         if epoch > self._epoch:

@@ -223,11 +223,16 @@ class LoadModel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """Have the worker compute a batch; batches are answered in order by BatchRan or BatchFailed."""
+    """Have the worker compute a batch; batches are answered in order by BatchRan or BatchFailed.
+
+    `job` and `chunk` name the lease of its first row.
+    """
 
     digest: str
     rows: int
     inputs: dict[str, Array]
+    job: str
+    chunk: int
 
 
 @dataclass(frozen=True, slots=True)

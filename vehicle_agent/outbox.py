@@ -9,7 +9,7 @@ may come after later ones.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fleet_link import LinkError, LinkLost, LinkRefused
@@ -22,6 +22,8 @@ __all__ = ["Outbox"]
 _NOBODY_SUBSCRIBED = 0x10
 _SPOOLED_AT_ONCE = 32
 
+Properties = Sequence[tuple[str, str]]
+
 
 @dataclass(slots=True, eq=False)
 class _Entry:
@@ -29,6 +31,7 @@ class _Entry:
     payload: bytes
     outlives_link: bool
     spool_id: int | None = None
+    properties: Properties = ()
 
 
 class Outbox:
@@ -57,9 +60,12 @@ class Outbox:
         self._last_spooled = self._spooled_until = 0
         self._settled = asyncio.Event()
 
-    def put(self, topic: str, payload: bytes, *, outlives_link: bool) -> None:
-        """Send a message; without a link spool it, or forget it when it means nothing on another connection."""
-        entry = _Entry(topic, payload, outlives_link)
+    def put(self, topic: str, payload: bytes, *, outlives_link: bool, properties: Properties = ()) -> None:
+        """Send a message; without a link spool it, or forget it when it means nothing on another connection.
+
+        Its user properties are not spooled.
+        """
+        entry = _Entry(topic, payload, outlives_link, properties=properties)
         if self._link is None:
             self._store([entry])
             return
@@ -109,7 +115,12 @@ class Outbox:
         while self._link is not None and self._waiting and len(self._in_flight) < self._window:
             entry = self._waiting.popleft()
             try:
-                answer = self._link.publish_soon(entry.topic, entry.payload, content_type=RESULT.content_type)
+                answer = self._link.publish_soon(
+                    entry.topic,
+                    entry.payload,
+                    content_type=RESULT.content_type,
+                    user_properties=entry.properties,
+                )
             except LinkLost:
                 self._waiting.appendleft(entry)  # whoever receives on the link learns of it and calls `offline`
                 break

@@ -309,7 +309,9 @@ class Session:
             if batch is None:
                 break
             self._running.append(batch)
-            commands.append(Run(batch.pieces[0].holding.model, batch.rows, _inputs_of(batch.pieces)))
+            holding, start = batch.pieces[0].holding, batch.pieces[0].start
+            chunk = holding.leases[holding.lease_range(start, start + 1)[0]].chunk
+            commands.append(Run(holding.model, batch.rows, _inputs_of(batch.pieces), holding.job, chunk))
         return commands
 
     def _model_arrived(self, digest: str, now_ms: int) -> list[Command]:

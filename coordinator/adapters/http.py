@@ -26,6 +26,7 @@ from coordinator.errors import CoordinatorError, Rejected, ResourceMissing, Stor
 from coordinator.metrics import MetricPoint
 from coordinator.ports import BlobStore, Desk
 from fleet_wire.api import JobRequest, JobTerms, ModelRequest, Problem, RowsFrame
+from fleet_wire.trace import TraceContext, trace_of
 
 __all__ = ["HttpLimits", "build_app", "open_listener", "serve"]
 
@@ -74,7 +75,7 @@ def build_app(
     limits: HttpLimits = HttpLimits(),
 ) -> Starlette:
     """The ASGI application; every refusal is counted in `refusals` by its code, `/metrics` shows what is `observed`."""
-    api = _Api(desk, blobs, observed, limits)
+    api = _Api(desk, blobs, refusals, observed, limits)
     problems = _Problems(refusals)
     return Starlette(
         routes=[
@@ -157,10 +158,16 @@ class _Api:
     """One method a route."""
 
     def __init__(
-        self, desk: Desk, blobs: BlobStore, observed: Callable[[], Sequence[MetricPoint]], limits: HttpLimits
+        self,
+        desk: Desk,
+        blobs: BlobStore,
+        refusals: Counter[str],
+        observed: Callable[[], Sequence[MetricPoint]],
+        limits: HttpLimits,
     ) -> None:
         self._desk = desk
         self._blobs = blobs
+        self._refusals = refusals
         self._observed = observed
         self._limits = limits
 
@@ -183,7 +190,7 @@ class _Api:
         return _json(await self._desk.add_model(asked.digest))
 
     async def submit(self, request: Request) -> Response:
-        view = await self._desk.submit(await self._read(request, _StrictJobRequest))
+        view = await self._desk.submit(await self._read(request, _StrictJobRequest), self._caller(request))
         return _json(view, HTTPStatus.CREATED, {"location": f"/v1/jobs/{view.id}"})
 
     async def jobs(self, _request: Request) -> Response:
@@ -232,6 +239,15 @@ class _Api:
 
     async def metrics(self, _request: Request) -> Response:
         return Response(exposition(self._observed()), media_type=CONTENT_TYPE_LATEST)
+
+    def _caller(self, request: Request) -> TraceContext | None:
+        """The trace that the client named; one that breaks the standard is ignored, as it demands, and counted."""
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw]
+        try:
+            return trace_of(headers)
+        except ValueError:
+            self._refusals["trace_malformed"] += 1
+            return None
 
     async def _read(self, request: Request, kind: type[_Asked]) -> _Asked:
         body = bytearray()

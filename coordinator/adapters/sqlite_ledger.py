@@ -15,6 +15,7 @@ from coordinator.errors import StoreUnavailable
 from coordinator.model import AcceptedRows, Job, JobState, LeaseRecord, Model, Piece
 from coordinator.ports import LedgerJob, LedgerSnapshot
 from fleet_wire.api import JobTerms, JobView, TensorSpec
+from fleet_wire.trace import parse_trace
 
 __all__ = ["SqliteLedger"]
 
@@ -243,6 +244,8 @@ def _job_row(job: Job) -> dict[str, Any]:
         "row_bytes": job.row_bytes,
         "terms": _json(job.terms),
         "created_ms": job.created_ms,
+        "traceparent": "" if job.trace is None else job.trace.traceparent,
+        "tracestate": "" if job.trace is None else job.trace.state,
     }
 
 
@@ -256,6 +259,7 @@ def _job(row: sqlite3.Row) -> Job:
         row_bytes=row["row_bytes"],
         terms=_decode_terms(row["terms"]),
         created_ms=row["created_ms"],
+        trace=parse_trace(row["traceparent"], row["tracestate"]) if row["traceparent"] else None,
     )
 
 

@@ -20,6 +20,7 @@ from coordinator.errors import StoreUnavailable
 from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, LeaseRecord, Model, Piece
 from coordinator.ports import Ledger, LedgerJob, LedgerSnapshot
 from fleet_wire.api import JobTerms, JobView, TensorSpec
+from fleet_wire.trace import TraceContext
 
 LEDGERS = ["sqlite"]
 
@@ -113,6 +114,14 @@ def test_a_model_may_be_added_again(ledger: Ledger) -> None:
     for _ in range(2):
         ledger.commit([AddModel(MODEL), AddModel(MODEL)])
     assert ledger.load().models == (MODEL,)
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+@pytest.mark.parametrize("state", ["", "vendor=1,other=x y"])
+def test_a_job_keeps_the_trace_that_it_was_submitted_in(ledger: Ledger, state: str, *, sampled: bool) -> None:
+    traced = replace(JOB, trace=TraceContext("a" * 32, "b" * 16, sampled, state))
+    ledger.commit([AddModel(MODEL), AddJob(traced)])
+    assert [each.job for each in ledger.load().running] == [traced]
 
 
 def test_a_running_job_comes_back_with_all_that_happened(ledger: Ledger) -> None:

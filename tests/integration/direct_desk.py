@@ -21,6 +21,7 @@ from coordinator.errors import Rejected, ResourceMissing
 from fleet_wire.api import HealthView, JobRequest, JobView, ModelView, RowsFrame, TensorSpec, VehicleView
 from fleet_wire.bundle import decode_bundle, encode_bundle
 from fleet_wire.tensors import Array, encode_tensors
+from fleet_wire.trace import TraceContext
 
 _RUNTIME_ERRORS = (
     runtime_errors.Fail,
@@ -92,6 +93,7 @@ class DirectDesk:
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._models: dict[str, ModelView] = {}
         self._jobs: dict[str, _DirectJob] = {}
+        self.callers: list[TraceContext | None] = []
         self.streams_open = 0
         self.cut_next_stream_after: int | None = None
 
@@ -107,7 +109,8 @@ class DirectDesk:
         )
         return self._models[digest]
 
-    async def submit(self, request: JobRequest) -> JobView:
+    async def submit(self, request: JobRequest, caller: TraceContext | None) -> JobView:
+        self.callers.append(caller)
         if request.model not in self._models:
             raise ResourceMissing("model_unknown", "register the model first")
         inputs = decode_bundle(await self._blobs.read(request.inputs, 0, await self._blobs.size(request.inputs)))

@@ -8,8 +8,8 @@ ON CONFLICT DO NOTHING;
 
 -- name: add_job
 -- Keep a new, running job.
-INSERT INTO jobs (id, name, model, inputs, row_count, row_bytes, terms, created_ms)
-VALUES (:id, :name, :model, :inputs, :row_count, :row_bytes, :terms, :created_ms);
+INSERT INTO jobs (id, name, model, inputs, row_count, row_bytes, terms, created_ms, traceparent, tracestate)
+VALUES (:id, :name, :model, :inputs, :row_count, :row_bytes, :terms, :created_ms, :traceparent, :tracestate);
 
 -- name: end_job
 -- Say how a running job came to its end; one that has ended stays as it is.
@@ -47,7 +47,7 @@ SELECT digest, size, inputs, outputs, batch_rows FROM models ORDER BY digest;
 
 -- name: running_jobs
 -- Every job that has not ended, the oldest first.
-SELECT id, name, model, inputs, row_count, row_bytes, terms, created_ms, rows_released_again
+SELECT id, name, model, inputs, row_count, row_bytes, terms, created_ms, rows_released_again, traceparent, tracestate
 FROM jobs WHERE state = 'running' ORDER BY created_ms, id;
 
 -- name: pieces_of_job

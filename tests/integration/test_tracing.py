@@ -1,0 +1,175 @@
+"""One trace from the client over the coordinator to the car and back, on a real broker, seen by OpenTelemetry's SDK."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from coordinator.daemon import run_coordinator
+from coordinator.settings import CoordinatorSettings
+from fleet_link import open_spans
+from fleet_link.otel import OtelSpans
+from fleet_wire.api import JobView
+from fleet_wire.bundle import encode_bundle
+from idlewheel.brokers import Broker
+from tests.integration.direct_desk import double_model
+from tests.integration.test_agent_end_to_end import Car
+from vehicle_agent.daemon import run_agent
+from vehicle_agent.settings import AgentSettings
+
+DEADLINE_S = 60.0
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+CLIENT_SPAN = "00f067aa0ba902b7"
+
+
+class Traced:
+    """A coordinator and a car in this process, whose spans are all kept."""
+
+    def __init__(self, http: httpx.AsyncClient, exporter: InMemorySpanExporter) -> None:
+        self.http = http
+        self._exporter = exporter
+
+    async def job(self, rows: int, headers: dict[str, str]) -> JobView:
+        """Submit and wait until it has ended."""
+        x = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
+        model, inputs = await self._put(double_model()), await self._put(encode_bundle({"x": x}))
+        await self.http.post("/v1/models", json={"digest": model})
+        answer = await self.http.post("/v1/jobs", json={"model": model, "inputs": inputs}, headers=headers)
+        assert answer.status_code == 201, answer.text
+        view = msgspec.json.decode(answer.content, type=JobView)
+        async with asyncio.timeout(DEADLINE_S):
+            while view.state == "running":
+                await asyncio.sleep(0.02)
+                view = msgspec.json.decode((await self.http.get(f"/v1/jobs/{view.id}")).content, type=JobView)
+        assert (view.state, view.rows_done) == ("done", rows)
+        return view
+
+    async def _put(self, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        await self.http.put(f"/v1/blobs/{digest}", content=data)
+        return digest
+
+    async def spans(self, job: str, wanted: set[str]) -> list[ReadableSpan]:
+        """The spans of a job, once those wanted are there."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                found = [
+                    span
+                    for span in self._exporter.get_finished_spans()
+                    if span.attributes is not None and span.attributes["idlewheel.job"] == job
+                ]
+                if {span.name for span in found} >= wanted:
+                    return found
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def traced(broker: Broker, tmp_path: Path) -> AsyncIterator[Traced]:
+    exporter = InMemorySpanExporter()
+    spans = OtelSpans("test", SimpleSpanProcessor(exporter))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    coordinator = CoordinatorSettings(
+        fleet="test", broker_port=broker.port, http_port=port, data=tmp_path / "coordinator"
+    )
+    agent = AgentSettings(fleet="test", vehicle="car-1", data_dir=tmp_path / "car", broker_port=broker.port, threads=1)
+    running = [
+        asyncio.create_task(run_coordinator(coordinator, random.Random(1), spans)),
+        asyncio.create_task(run_agent(agent, Car(), random=random.Random(2), spans=spans)),
+    ]
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE_S) as http:
+            yield Traced(http, exporter)
+    finally:
+        for task in reversed(running):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def test_one_trace_leads_from_the_client_to_the_car_and_back(traced: Traced) -> None:
+    headers = {"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01", "tracestate": "vendor=opaque"}
+    view = await traced.job(40, headers)
+    wanted = {"submit", "assign", "task", "run", "rows", "accept"}
+    spans = await traced.spans(view.id, wanted)
+    assert {span.name for span in spans} == wanted
+    assert {format(span.context.trace_id, "032x") for span in spans if span.context} == {TRACE}
+    assert all(span.start_time and span.end_time and span.start_time <= span.end_time for span in spans)
+    by_id = {format(span.context.span_id, "016x"): span for span in spans if span.context}
+    assert len(by_id) == len(spans)
+    parents = {
+        (span.name, by_id[format(span.parent.span_id, "016x")].name)
+        for span in spans
+        if span.parent and span.name != "submit"
+    }
+    assert parents == {("assign", "submit"), ("task", "assign"), ("run", "task"), ("rows", "task"), ("accept", "rows")}
+    (submit,) = (span for span in spans if span.name == "submit")
+    assert submit.parent is not None
+    assert format(submit.parent.span_id, "016x") == CLIENT_SPAN
+    assert all(span.context and span.context.trace_state.to_header() == "vendor=opaque" for span in spans)
+
+
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+async def test_a_trace_begins_here_when_the_client_names_none_or_a_malformed_one(traced: Traced) -> None:
+    ids = set()
+    for headers in ({}, {"traceparent": "00-not-a-trace", "tracestate": "vendor=opaque"}):
+        view = await traced.job(4, headers)
+        spans = await traced.spans(view.id, {"submit", "accept"})
+        ids |= {span.context.trace_id for span in spans if span.context}
+        (submit,) = (span for span in spans if span.name == "submit")
+        assert submit.parent is None
+    assert len(ids) == 2
+    health = msgspec.json.decode((await traced.http.get("/v1/health")).content)
+    assert health["refusals"]["trace_malformed"] == 1
+
+
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+async def test_what_the_client_does_not_sample_is_not_recorded(traced: Traced) -> None:
+    quiet = await traced.job(4, {"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-00"})
+    loud = await traced.job(4, {})
+    assert await traced.spans(loud.id, {"accept"})
+    assert await traced.spans(quiet.id, set()) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_open"),
+    [
+        ({}, False),
+        ({"OTEL_SERVICE_NAME": "x"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1"}, True),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
+        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, False),
+        ({"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, False),
+    ],
+)
+def test_spans_are_exported_where_the_environment_asks_for_it(environment: dict[str, str], *, is_open: bool) -> None:
+    spans = open_spans("test", environment)
+    assert (spans is not None) == is_open
+    if spans is not None:
+        spans.close()
+
+
+def test_nothing_of_opentelemetry_is_imported_unless_it_is_configured() -> None:
+    program = (
+        "import sys, coordinator.daemon, idlewheel.agent_host; from fleet_link import open_spans;"
+        "assert open_spans('test', {}) is None; print([name for name in sys.modules if 'opentelemetry' in name])"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    said = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
