@@ -36,6 +36,7 @@ format: $(VENV)/dev.stamp
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m grafana.generate
 
 # Every lock holds the versions of the smaller one, so that one environment serves them all.
 lock: $(VENV)/lock.stamp
