@@ -18,6 +18,7 @@ __all__ = [
     "JobCancelled",
     "JobSubmitted",
     "ModelAdded",
+    "PlugHistory",
     "PolicySet",
     "RowsFailed",
     "RowsReceived",
@@ -75,6 +76,22 @@ class TelemetryBatch:
     snapshot: NDArray[np.bool_]
     refusal: NDArray[np.object_]
     signals: dict[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.vehicle)
+
+
+@dataclass(frozen=True, slots=True)
+class PlugHistory:
+    """Readings of `plugged` (0 or 1), ordered by time; every array has one element a reading.
+
+    Every change is there. While a vehicle says the same again, one reading an hour is, so that silence can be told from
+    it; and of hours whose documents are past retention there is one reading each, at their last millisecond.
+    """
+
+    vehicle: NDArray[np.object_]
+    received_ms: NDArray[np.int64]
+    plugged: NDArray[np.int8]
 
     def __len__(self) -> int:
         return len(self.vehicle)

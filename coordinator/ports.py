@@ -1,11 +1,12 @@
 """What the daemon needs from outside, as protocols. Adapters implement them; tests hold each to one body."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 from coordinator.commands import LedgerWrite
-from coordinator.events import TelemetryBatch
+from coordinator.events import PlugHistory, TelemetryBatch
+from coordinator.metrics import MetricPoint
 from coordinator.model import AcceptedRows, Job, LeaseRecord, Model
 from fleet_wire.api import BlobView, HealthView, JobRequest, JobView, ModelView, RowsFrame, VehicleView
 from fleet_wire.bundle import BundleHeader
@@ -13,6 +14,9 @@ from fleet_wire.tensors import Tensor
 from fleet_wire.trace import TraceContext
 
 __all__ = [
+    "HOURS_KEPT_MS",
+    "HOUR_MS",
+    "RAW_KEPT_MS",
     "BlobStore",
     "Desk",
     "InputReader",
@@ -20,8 +24,13 @@ __all__ = [
     "LedgerJob",
     "LedgerSnapshot",
     "ModelInspector",
+    "StoreStatus",
     "TelemetryStore",
 ]
+
+HOUR_MS: Final = 3_600_000
+RAW_KEPT_MS: Final = 90 * 24 * HOUR_MS
+HOURS_KEPT_MS: Final = 2 * 365 * 24 * HOUR_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,19 @@ class Ledger(Protocol):
         """One job, running or ended; None when there is none of that id."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """How a telemetry store is doing; `trouble` says what is wrong and what to do, and is empty when nothing is.
+
+    `lines_waiting` lie on disk until the server takes them, the oldest received at `oldest_ms` (None: none waits).
+    """
+
+    trouble: str = ""
+    lines_waiting: int = 0
+    oldest_ms: int | None = None
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+
 class TelemetryStore(Protocol):
     """The record of what vehicles said. Blocking: called from one thread of its own."""
 
@@ -92,6 +114,21 @@ class TelemetryStore(Protocol):
 
     def history(self, vehicle: str, since_ms: int, limit: int) -> TelemetryBatch:
         """Documents of one vehicle received since `since_ms`, in order of arrival, at most `limit`, in all columns."""
+
+    def plug_history(self, since_ms: int) -> PlugHistory:
+        """When vehicles were plugged in since `since_ms`."""
+
+    def record(self, points: Sequence[MetricPoint]) -> None:
+        """Take points for dashboards. May drop them by a rule, counted; never blocks, may be called in any thread."""
+
+    def maintain(self, now_ms: int) -> None:
+        """Roll up hours that are over, and forget documents after RAW_KEPT_MS and hours after HOURS_KEPT_MS.
+
+        To be called every few minutes: one call does a bounded piece of a long backlog. Raises StoreUnavailable.
+        """
+
+    def status(self) -> StoreStatus:
+        """How it is doing; may be called in any thread."""
 
 
 class BlobStore(Protocol):

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.errors import StoreUnavailable
-from coordinator.events import BOOLEAN_SIGNALS, NUMBER_SIGNALS, TelemetryBatch
+from coordinator.events import BOOLEAN_SIGNALS, NUMBER_SIGNALS, PlugHistory, TelemetryBatch
+from coordinator.metrics import MetricPoint
+from coordinator.ports import HOUR_MS, HOURS_KEPT_MS, RAW_KEPT_MS, StoreStatus
 
 __all__ = ["DuckdbStore"]
 
@@ -37,6 +39,27 @@ _LATEST = f"""SELECT vehicle, max(received_ms) AS received_ms, arg_max(ts_ms, la
     {", ".join(f"arg_max({name}, later) AS {name}" for name in ("refusal", *BOOLEAN_SIGNALS, *NUMBER_SIGNALS))}
 FROM (SELECT *, {_LATER} AS later FROM documents WHERE received_ms >= (SELECT max(received_ms) - ? FROM documents))
 GROUP BY vehicle ORDER BY vehicle"""  # noqa: S608 - as above
+# A mean leaves out documents that don't hold the signal; the mean of a flag is the share of them that said yes.
+_HOURS = f"""CREATE TABLE IF NOT EXISTS hours (
+    hour_ms BIGINT NOT NULL, vehicle VARCHAR NOT NULL, documents BIGINT NOT NULL,
+    {", ".join(f"{name} DOUBLE" for name in (*BOOLEAN_SIGNALS, *NUMBER_SIGNALS))}
+)"""
+_ROLL_UP = f"""INSERT INTO hours SELECT received_ms // {HOUR_MS} * {HOUR_MS} AS hour_ms, vehicle, count(*),
+    {", ".join(f"avg({name}::DOUBLE)" for name in (*BOOLEAN_SIGNALS, *NUMBER_SIGNALS))}
+FROM documents WHERE received_ms >= ? AND received_ms < ? GROUP BY ALL ORDER BY hour_ms, vehicle"""  # noqa: S608
+_PLUG_HISTORY = f"""SELECT vehicle, received_ms, plugged::TINYINT AS plugged FROM (
+    SELECT rowid AS place, vehicle, received_ms, plugged, lag(plugged) OVER before AS last,
+        lag(received_ms // {HOUR_MS}) OVER before AS last_hour
+    FROM documents WHERE plugged IS NOT NULL AND received_ms >= $since
+    WINDOW before AS (PARTITION BY vehicle ORDER BY received_ms, rowid)
+) WHERE last IS DISTINCT FROM plugged OR last_hour <> received_ms // {HOUR_MS}
+UNION ALL SELECT vehicle, hour_ms + {HOUR_MS - 1}, (plugged >= 0.5)::TINYINT FROM hours
+WHERE plugged IS NOT NULL AND hour_ms + {HOUR_MS - 1} >= $since
+    AND hour_ms + {HOUR_MS} <= (
+        SELECT coalesce(min(received_ms) // {HOUR_MS} * {HOUR_MS}, 9007199254740992) FROM documents
+    )
+ORDER BY received_ms, vehicle"""  # noqa: S608
+_HOURS_AT_ONCE = 24
 _HISTORY = "SELECT * FROM documents WHERE vehicle = ? AND received_ms >= ? ORDER BY rowid LIMIT ?"
 
 
@@ -57,6 +80,7 @@ class DuckdbStore:
         with self._failures():
             self._database = duckdb.connect(str(self._path), config=_CONFIG)
             self._database.execute(_CREATE)
+            self._database.execute(_HOURS)
 
     def close(self) -> None:
         """Close; appended batches stay."""
@@ -82,6 +106,42 @@ class DuckdbStore:
     def history(self, vehicle: str, since_ms: int, limit: int) -> TelemetryBatch:
         """Documents of one vehicle received since `since_ms`, in order of arrival, at most `limit`."""
         return self._read(_HISTORY, vehicle, since_ms, limit)
+
+    def plug_history(self, since_ms: int) -> PlugHistory:
+        """When vehicles were plugged in since `since_ms`."""
+        with self._failures():
+            columns = self._connection.execute(_PLUG_HISTORY, {"since": since_ms}).fetchnumpy()
+        return PlugHistory(
+            _texts(columns["vehicle"]),
+            np.asarray(columns["received_ms"], dtype=np.int64),
+            np.asarray(columns["plugged"], dtype=np.int8),
+        )
+
+    def record(self, points: Sequence[MetricPoint]) -> None:
+        """Keep nothing: no dashboard can read a file that this process owns."""
+
+    def maintain(self, now_ms: int) -> None:
+        """Roll up hours that are over, at most a day of them, and forget what is past its time."""
+        with self._failures():
+            (rolled_ms,) = self._one("SELECT coalesce(max(hour_ms) + ?, 0) FROM hours", HOUR_MS)
+            (first_ms,) = self._one("SELECT min(received_ms) FROM documents WHERE received_ms >= ?", rolled_ms)
+            forget_ms = (now_ms - RAW_KEPT_MS) // HOUR_MS * HOUR_MS
+            if first_ms is not None:
+                start_ms = first_ms // HOUR_MS * HOUR_MS
+                until_ms = min(start_ms + _HOURS_AT_ONCE * HOUR_MS, now_ms // HOUR_MS * HOUR_MS)
+                self._connection.execute(_ROLL_UP, [start_ms, until_ms])
+                forget_ms = min(forget_ms, until_ms)
+            self._connection.execute("DELETE FROM documents WHERE received_ms < ?", [forget_ms])
+            self._connection.execute("DELETE FROM hours WHERE hour_ms < ?", [now_ms - HOURS_KEPT_MS])
+
+    def status(self) -> StoreStatus:
+        """Well, as long as it raises nothing."""
+        return StoreStatus()
+
+    def _one(self, query: str, *values: Any) -> tuple[Any, ...]:
+        found = self._connection.execute(query, values).fetchone()
+        assert found is not None
+        return found
 
     @property
     def _connection(self) -> duckdb.DuckDBPyConnection:

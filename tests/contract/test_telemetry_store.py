@@ -14,8 +14,9 @@ import pytest
 
 from coordinator.adapters.duckdb_store import DuckdbStore
 from coordinator.errors import StoreUnavailable
-from coordinator.events import BOOLEAN_SIGNALS, NUMBER_SIGNALS, TelemetryBatch
-from coordinator.ports import TelemetryStore
+from coordinator.events import BOOLEAN_SIGNALS, NUMBER_SIGNALS, PlugHistory, TelemetryBatch
+from coordinator.metrics import MetricPoint
+from coordinator.ports import HOUR_MS, HOURS_KEPT_MS, RAW_KEPT_MS, TelemetryStore
 
 STORES = ["duckdb"]
 Document = dict[str, Any]
@@ -174,6 +175,77 @@ def test_history_is_of_one_vehicle_since_a_time_in_order_of_arrival(store: Telem
     assert found.seq.tolist() == [90, 92, 94, 96, 98, 3]
     assert store.history("v0", 1090, 2).seq.tolist() == [90, 92]
     assert len(store.history("v9", 0, 100)) == 0
+
+
+def readings_of(history: PlugHistory) -> list[tuple[str, int, int]]:
+    return list(zip(history.vehicle.tolist(), history.received_ms.tolist(), history.plugged.tolist(), strict=True))
+
+
+def test_plug_history_has_every_change_in_order_of_time(store: TelemetryStore) -> None:
+    said = [(0, "v1", True), (1, "v2", False), (2, "v1", True), (3, "v1", False), (4, "v2", False), (5, "v1", True)]
+    store.append(
+        [batch_of(*({"vehicle": v, "received_ms": HOUR_MS + ms, "seq": ms, "plugged": p} for ms, v, p in said))]
+    )
+    store.append([batch_of({"vehicle": "v3", "received_ms": HOUR_MS + 6, "charge_percent": 1.0})])
+    found = store.plug_history(0)
+    assert (found.vehicle.dtype, found.received_ms.dtype, found.plugged.dtype) == (object, np.int64, np.int8)
+    changes = [(v, HOUR_MS + ms, int(p)) for ms, v, p in said if ms not in (2, 4)]
+    assert [each for each in readings_of(found) if each in changes] == changes
+    assert {(v, p) for v, ms, p in readings_of(found) if (v, ms, p) not in changes} <= {("v1", 1), ("v2", 0)}
+    assert readings_of(store.plug_history(HOUR_MS + 5)) == [("v1", HOUR_MS + 5, 1)]
+
+
+def test_plug_history_says_what_stays_the_same_once_an_hour(store: TelemetryStore) -> None:
+    minutes = range(60, 6 * 60, 5)
+    store.append(
+        [batch_of(*({"received_ms": minute * 60_000, "seq": minute, "plugged": True} for minute in minutes))],
+    )
+    found = store.plug_history(0)
+    assert {ms // HOUR_MS for ms in found.received_ms.tolist()} == set(range(1, 6))
+    assert set(found.plugged.tolist()) == {1}
+    assert len(found) < len(minutes) / 2
+
+
+def test_old_documents_are_forgotten_and_their_hours_kept(store: TelemetryStore) -> None:
+    now_ms = RAW_KEPT_MS + 400 * HOUR_MS + 1
+    hours = [3, 4, 5, 200]  # with a gap longer than what is rolled up at once
+    old = [
+        {"received_ms": hour * HOUR_MS + ms, "seq": hour * 10 + ms, "plugged": hour == 4, "charge_percent": 50.0 + ms}
+        for hour in hours
+        for ms in range(3)
+    ]
+    young = [{"received_ms": now_ms - HOUR_MS + ms, "seq": 5000 + ms, "plugged": True} for ms in range(2)]
+    store.append([batch_of(*old, *young)])
+    for _ in range(4):
+        store.maintain(now_ms)
+    assert store.history("v1", 0, 100).seq.tolist() == [5000, 5001]
+    forgotten = [(v, ms // HOUR_MS, p) for v, ms, p in readings_of(store.plug_history(0)) if ms < 300 * HOUR_MS]
+    assert forgotten == [("v1", 3, 0), ("v1", 4, 1), ("v1", 5, 0), ("v1", 200, 0)]
+    store.maintain(now_ms + HOURS_KEPT_MS + HOUR_MS)
+    assert len(store.plug_history(0)) == 0
+
+
+def test_maintaining_again_changes_nothing(store: TelemetryStore) -> None:
+    now_ms = 50 * HOUR_MS
+    store.append(
+        [batch_of(*({"received_ms": n * HOUR_MS // 4, "seq": n, "plugged": n % 3 == 0} for n in range(1, 190)))]
+    )
+    store.maintain(now_ms)
+    history, plugs = documents_of(store.history("v1", 0, 1000)), readings_of(store.plug_history(0))
+    for _ in range(3):
+        store.maintain(now_ms)
+    assert documents_of(store.history("v1", 0, 1000)) == history
+    changes = {each for each in plugs if each[1] % HOUR_MS != HOUR_MS - 1}
+    assert changes <= {*readings_of(store.plug_history(0)), *plugs}
+    assert len(history) == 189
+
+
+def test_points_disturb_nothing(store: TelemetryStore) -> None:
+    store.append([batch_of({"seq": 1})])
+    store.record([MetricPoint("fleet_reason", 1000, {"reason": 'parked, \n"so" = \\'}, {"vehicles": 1})])
+    store.append([batch_of({"seq": 2})])
+    assert store.history("v1", 0, 10).seq.tolist() == [1, 2]
+    assert store.status().trouble == ""
 
 
 def test_many_vehicles_fit(store: TelemetryStore) -> None:
