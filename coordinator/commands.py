@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, LeaseRecord, Model
+from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, LeaseRecord, Model, ReceiptPart
 from fleet_wire.codec import Control
 from fleet_wire.policy import OwnerPolicy
 
@@ -76,9 +76,10 @@ class EndLease:
 
 @dataclass(frozen=True, slots=True)
 class AddRows:
-    """Keep accepted rows."""
+    """Keep accepted rows, and add their parts to the receipts of their leases."""
 
     rows: AcceptedRows
+    parts: tuple[ReceiptPart, ...] = ()
 
 
 LedgerWrite = AddModel | AddJob | AddConsent | EndJob | GrantLease | EndLease | AddRows
@@ -94,6 +95,8 @@ class SendTask:
     job: str
     leases: tuple[LeaseRecord, ...]
     deadline_ms: int
+    energy_micro_per_kwh: int = 0
+    pay_micro_per_h: int = 0
 
 
 @dataclass(frozen=True, slots=True)

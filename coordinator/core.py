@@ -6,6 +6,7 @@ Commands that write to the ledger must be durable before the others of the same 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from zoneinfo import ZoneInfo
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,21 +40,22 @@ from coordinator.events import (
 )
 from coordinator.fleet_view import FleetView
 from coordinator.leases import Leases
-from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, Model, Piece
+from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, Model, Piece, ReceiptPart
 from coordinator.ports import LedgerSnapshot
+from coordinator.prices import Prices
 from coordinator.progress import JobProgress
 from coordinator.rules.eligibility import EligibilityLimits, Reason, first_reasons
 from coordinator.rules.fit import output_fault
-from coordinator.rules.pay import PayTerms, pay_micro
+from coordinator.rules.pay import PayTerms, PowerLimits
 from coordinator.rules.sizing import SizingLimits, restored_deadline_ms
+from coordinator.rules.tariff import Tariffs, flat_tariffs
 from coordinator.scheduler import Scheduler
+from coordinator.settlement import Settlement
 from coordinator.speeds import Speeds
 from coordinator.totals import Totals
 from fleet_wire.messages import Cancel, Rebirth, RefusalReason, Span
 
 __all__ = ["Core", "CorePolicy"]
-
-_SPEED_WEIGHT = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,10 @@ class CorePolicy:
     eligibility: EligibilityLimits = field(default_factory=EligibilityLimits)
     sizing: SizingLimits = field(default_factory=SizingLimits)
     pay: PayTerms = field(default_factory=PayTerms)
+    power: PowerLimits = field(default_factory=PowerLimits)
+    tariffs: Tariffs = field(default_factory=lambda: flat_tariffs(250_000))
+    zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
+    prices_every_ms: int = 1_000
     rebirth_every_ms: int = 10_000
     reasons_every_ms: int = 250
     back_off_ms: int = 1_000
@@ -81,27 +87,43 @@ class Core:
     counters: Counter[str] = field(default_factory=Counter)
     totals: Totals = field(default_factory=Totals)
     speeds: Speeds = field(default_factory=Speeds)
+    prices: Prices = field(init=False)
+    _settlement: Settlement = field(init=False)
     _leases: Leases = field(init=False)
     _scheduler: Scheduler = field(init=False)
     _reasons: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
     _reasons_ms: int = -1
 
     def __post_init__(self) -> None:
+        policy = self.policy
+        self.prices = Prices(policy.tariffs, policy.pay, policy.zone, policy.prices_every_ms, self.fleet, self.counters)
+        self._settlement = Settlement(policy.power, self.fleet, self.totals, self.refusals)
         self._leases = Leases(self.fleet, self.jobs, self.totals)
         self._scheduler = Scheduler(
-            self.policy.sizing, self.policy.back_off_ms, self.fleet, self.models, self.jobs, self._leases, self.speeds
+            policy.sizing,
+            policy.back_off_ms,
+            self.fleet,
+            self.models,
+            self.jobs,
+            self._leases,
+            self.speeds,
+            self.prices,
         )
 
     def restore(self, snapshot: LedgerSnapshot, now_ms: int) -> None:
         """Go on from what the ledger remembers. To be called once, before any event."""
         self.next_seq = snapshot.next_seq
         self.models.update((model.digest, model) for model in snapshot.models)
+        for sums in snapshot.vehicles:
+            row = self.fleet.row(sums.vehicle)
+            for name in ("rows_done", "energy_mwh", "pay_micro"):
+                self.fleet.column[name][row] = getattr(sums, name)
         for kept in snapshot.running:
             progress = JobProgress.restored(kept.job, kept.done, kept.leases, row_ms=0.0)
             progress.next_chunk = kept.next_chunk
             progress.rows_released_again = kept.rows_released_again
-            progress.compute_ms, progress.energy_mwh = kept.compute_ms, kept.energy_mwh
-            progress.pay_micro = kept.pay_micro
+            progress.compute_us, progress.energy_mwh = kept.compute_us, kept.energy_mwh
+            progress.pay_micro, progress.rests = kept.pay_micro, dict(kept.rests)
             self.jobs[kept.job.id] = progress
             for record in kept.leases:
                 granted_ms, deadline_ms = record.granted_ms, record.deadline_ms
@@ -130,6 +152,7 @@ class Core:
                 return self._ask_rebirth([row for row in rows if self.fleet.column["epoch"][row] < 0], now_ms)
             case VehicleCaps(vehicle, caps):
                 self.fleet.set_caps(vehicle, caps)
+                self.prices.update(now_ms)
                 self._reasons_ms = -1
                 return []
             case PolicySet(vehicle, policy, by):
@@ -211,6 +234,7 @@ class Core:
         progress = self.jobs.get(rows.job)
         if progress is None:
             self.refusals["result_job_not_running"] += 1
+            self._settlement.too_late(event)
             return []
         if not all(self._was_granted(progress, span, vehicle) for span in rows.spans):
             self.refusals["result_without_lease"] += 1
@@ -219,19 +243,18 @@ class Core:
         fault = output_fault(event.outputs, count, self.models[progress.job.model])
         if fault is not None:
             self.refusals["result_malformed"] += 1
-            self.totals.not_accepted("malformed", rows, count, count)
+            self._settlement.malformed(event, progress, now_ms)
             return self._rows_failed(vehicle, rows.job, rows.spans, fault, now_ms)
         self.speeds.learn(vehicle, progress.job.model, rows.compute_ms / count)
         self._leases.work_off(vehicle, progress, rows.spans)
         duplicates = progress.rows_duplicate
-        pieces, completed = progress.accept(rows.spans)
+        pieces, fresh, completed = progress.accept(rows.spans)
+        parts = self._settlement.settle(event, progress, fresh, now_ms)
         commands: list[Command] = []
         if pieces:
-            fresh = sum(piece.stop - piece.start for piece in pieces)
-            commands.append(AddRows(self._accepted(event, progress, pieces, fresh / count, now_ms)))
+            commands.append(AddRows(self._accepted(event, pieces, parts, now_ms), parts))
         if progress.rows_duplicate > duplicates:
             self.refusals["result_duplicate_rows"] += progress.rows_duplicate - duplicates
-            self.totals.not_accepted("duplicate", rows, progress.rows_duplicate - duplicates, count)
         for lease in completed:
             self._leases.let_go(lease.record)
             commands.append(EndLease(rows.job, lease.record.chunk, LeaseEnd.DONE, 0, now_ms))
@@ -246,21 +269,8 @@ class Core:
         )
 
     def _accepted(
-        self, event: RowsReceived, progress: JobProgress, pieces: list[Piece], share: float, now_ms: int
+        self, event: RowsReceived, pieces: list[Piece], parts: tuple[ReceiptPart, ...], now_ms: int
     ) -> AcceptedRows:
-        compute_ms = event.rows.compute_ms * share
-        energy_mwh = int(event.rows.energy_mwh * share)
-        progress.compute_ms += compute_ms
-        progress.energy_mwh += energy_mwh
-        progress.vehicles.add(event.vehicle)
-        total = pay_micro(progress.energy_mwh, progress.compute_ms, self.policy.pay)
-        fresh = sum(piece.stop - piece.start for piece in pieces)
-        pay, progress.pay_micro = max(0, total - progress.pay_micro), max(total, progress.pay_micro)
-        row = self.fleet.row(event.vehicle)
-        self.fleet.column["rows_done"][row] += fresh
-        self.fleet.column["energy_mwh"][row] += energy_mwh
-        self.fleet.column["pay_micro"][row] += pay
-        self._count(fresh, compute_ms, energy_mwh, pay)
         ref = event.rows.outputs_ref
         seq, self.next_seq = self.next_seq, self.next_seq + 1
         return AcceptedRows(
@@ -271,19 +281,10 @@ class Core:
             payload=event.payload,
             payload_ref=None if ref is None else ref.digest,
             accepted_ms=now_ms,
-            compute_ms=compute_ms,
-            energy_mwh=energy_mwh,
-            pay_micro=pay,
+            compute_ms=sum(part.compute_us for part in parts) / 1000,
+            energy_mwh=sum(part.energy_mwh for part in parts),
+            pay_micro=sum(part.energy_pay_micro + part.fee_pay_micro for part in parts),
         )
-
-    def _count(self, rows: int, compute_ms: float, energy_mwh: int, pay: int) -> None:
-        totals, terms = self.totals, self.policy.pay
-        cost_before = pay_micro(totals.energy_mwh, 0, terms)
-        totals.rows += rows
-        totals.compute_ms += compute_ms
-        totals.energy_mwh += energy_mwh
-        totals.energy_cost_micro += pay_micro(totals.energy_mwh, 0, terms) - cost_before
-        totals.pay_micro += pay
 
     def _rows_failed(self, vehicle: str, job: str, spans: Iterable[Span], error: str, now_ms: int) -> list[Command]:
         progress = self.jobs.get(job)
@@ -331,6 +332,8 @@ class Core:
                 missing = progress.job.rows - progress.rows_done
                 error = f"its deadline of {limit_s:g} s passed with {missing} rows missing"
                 commands += self._end_job(progress.job.id, JobState.FAILED, error, now_ms)
+        if self.prices.update(now_ms):
+            self._reasons_ms = -1
         silent = self.fleet.live("online") & (self.fleet.live("seq_epoch") != self.fleet.live("epoch"))
         return commands + self._ask_rebirth(np.flatnonzero(silent).tolist(), now_ms)
 

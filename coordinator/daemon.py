@@ -24,12 +24,14 @@ from coordinator.brain import Brain, wall_clock_ms
 from coordinator.core import Core, CorePolicy
 from coordinator.desk import CoordinatorDesk
 from coordinator.dispatch import Dispatch
-from coordinator.errors import StoreUnavailable
+from coordinator.errors import BadTariff, StoreUnavailable
 from coordinator.ingest import Ingest
 from coordinator.link import Announcement, IdentityTaken, Link, TelemetryWriter
 from coordinator.observation import Observer, ServiceState, keep_observing
 from coordinator.rules.pay import PayTerms
+from coordinator.rules.tariff import flat_tariffs, zone_named
 from coordinator.settings import CoordinatorSettings
+from coordinator.tariff_file import read_tariffs
 from fleet_link import ConnectOptions, SpanSink, Tracer, open_spans
 from fleet_wire.topics import FleetTopics
 
@@ -48,8 +50,9 @@ async def run_coordinator(
     """Serve until SIGINT or SIGTERM; then let go of the broker, finish the commit under way and close the stores.
 
     `spans` hears of what is done for traced jobs; whoever gives it closes it.
-    Raises StoreUnavailable, IdentityTaken or OSError (the HTTP address) when it can't go on.
+    Raises BadTariff, StoreUnavailable, IdentityTaken or OSError (the HTTP address) when it can't go on.
     """
+    policy = _policy(settings)
     settings.data.mkdir(parents=True, exist_ok=True)
     listener = open_listener(settings.http_host, settings.http_port)
     host, port = listener.getsockname()[:2]
@@ -61,7 +64,7 @@ async def run_coordinator(
     inputs = InputRows(blobs)
     ledger = SqliteLedger(settings.data / "ledger.sqlite")
     store = DuckdbStore(settings.data / "telemetry.duckdb")
-    core = Core(CorePolicy(pay=PayTerms(settings.energy_micro_per_kwh, settings.compute_micro_per_h)))
+    core = Core(policy)
     refusals: Counter[str] = Counter()
     brain = Brain(core, ledger)
     tracer = Tracer(random_source, spans)
@@ -123,6 +126,13 @@ async def run_coordinator(
             await telemetry.close()
 
 
+def _policy(settings: CoordinatorSettings) -> CorePolicy:
+    tariffs = flat_tariffs(settings.energy_micro_per_kwh)
+    if settings.tariff_file is not None:
+        tariffs = read_tariffs(settings.tariff_file, settings.timezone)
+    return CorePolicy(pay=PayTerms(settings.compute_micro_per_h), tariffs=tariffs, zone=zone_named(settings.timezone))
+
+
 async def _until_signalled() -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -159,7 +169,7 @@ def main() -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run_coordinator(CoordinatorSettings(), random.Random(), spans))
-    except* (StoreUnavailable, IdentityTaken, OSError) as errors:
+    except* (BadTariff, StoreUnavailable, IdentityTaken, OSError) as errors:
         for error in errors.exceptions:
             sys.stderr.write(f"coordinator: {error}\n")
         code = 1

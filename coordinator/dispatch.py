@@ -181,6 +181,8 @@ def _task(
         model=BlobRef(model.digest, model.size, f"/v1/blobs/{model.digest}"),
         deadline_ms=command.deadline_ms,
         consent_version=command.consent_version,
+        energy_micro_per_kwh=command.energy_micro_per_kwh,
+        pay_micro_per_h=command.pay_micro_per_h,
         leases=[Lease(lease.chunk, lease.start, lease.stop) for lease in leases],
         inputs=inputs,
         inputs_ref=inputs_ref,

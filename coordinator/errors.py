@@ -1,6 +1,6 @@
 """Errors that reach people, each with its code, and whose fault it was. Vendor exceptions never leave their adapter."""
 
-__all__ = ["CoordinatorError", "Rejected", "ResourceMissing", "StoreUnavailable"]
+__all__ = ["BadTariff", "CoordinatorError", "Rejected", "ResourceMissing", "StoreUnavailable"]
 
 
 class CoordinatorError(Exception):
@@ -10,6 +10,13 @@ class CoordinatorError(Exception):
         super().__init__(detail)
         self.code = code
         self.detail = detail
+
+
+class BadTariff(CoordinatorError):
+    """Theirs, the operator's: a tariff file that cannot be relied on. Found at start, before anything is promised."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("bad_tariff", detail)
 
 
 class Rejected(CoordinatorError):

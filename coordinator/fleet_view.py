@@ -46,6 +46,8 @@ _COLUMNS: dict[str, tuple[str, float]] = {
     "plugged_since_ms": ("i8", -1),
     "clock_skew_ms": ("i8", 0),
     "energy_micro_per_kwh": ("f8", np.nan),
+    "region": ("i4", 0),
+    "stated_power_w": ("f8", np.nan),
     "quarantined_until_ms": ("i8", 0),
     "strikes": ("i4", 0),
     **dict.fromkeys(BOOLEAN_SIGNALS, ("i1", -1)),
@@ -75,6 +77,8 @@ class FleetView:
     policies: list[OwnerPolicy | None] = field(default_factory=list)
     purpose_bits: dict[str, int] = field(default_factory=dict)
     timezones: list[str] = field(default_factory=lambda: ["UTC"])
+    regions: list[str] = field(default_factory=lambda: [""])
+    prices: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     held: list[dict[str, set[int]]] = field(default_factory=list)
     column: dict[str, NDArray[Any]] = field(
         default_factory=lambda: {
@@ -135,6 +139,15 @@ class FleetView:
         self.caps[row] = caps
         self.column["slots"][row] = caps.slots
         self.column["consent_version"][row] = caps.consent_version
+        if caps.region not in self.regions:
+            self.regions.append(caps.region)
+        region = self.column["region"][row] = self.regions.index(caps.region)
+        self.column["energy_micro_per_kwh"][row] = self.prices[region] if region < len(self.prices) else np.nan
+
+    def set_prices(self, prices: NDArray[np.float64]) -> None:
+        """Take what a kWh costs now in each of `regions`; NaN where nobody knows."""
+        self.prices = prices
+        self.live("energy_micro_per_kwh")[:] = prices[self.live("region")]
 
     def set_policy(self, vehicle: str, policy: OwnerPolicy) -> None:
         """Take the owner's policy, which replaces the one before."""
@@ -189,6 +202,7 @@ class FleetView:
             values = chosen(all_values)
             present = values >= 0 if name in BOOLEAN_SIGNALS else ~np.isnan(values)
             self.column[name][rows[present]] = values[present]
+        np.fmax.at(self.column["stated_power_w"], rows, chosen(batch.signals["compute_power_w"]))
         for row, refusal in zip(rows.tolist(), chosen(batch.refusal).tolist(), strict=True):
             if refusal is not None:
                 self.refusal[row] = refusal

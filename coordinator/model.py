@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import msgspec
 
 from fleet_wire.api import JobTerms, TensorSpec
 from fleet_wire.trace import TraceContext
 
-__all__ = ["AcceptedRows", "Job", "JobState", "LeaseEnd", "LeaseRecord", "Model", "Piece"]
+__all__ = ["AcceptedRows", "Job", "JobState", "LeaseEnd", "LeaseRecord", "Model", "Piece", "ReceiptPart", "Rest"]
 
 
 class JobState(StrEnum):
@@ -48,7 +49,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """A chunk of a job (rows `start` to `stop`, excluded) given to a vehicle until `deadline_ms`."""
+    """A chunk of a job (rows `start` to `stop`, excluded) given to a vehicle until `deadline_ms`.
+
+    What it promised when it was granted stays with it: the owner's consent it relies on, the tariff that is refunded,
+    the fee for an hour of computing, and the local month (202611) whose statement it belongs to.
+    """
 
     job: str
     chunk: int
@@ -58,6 +63,10 @@ class LeaseRecord:
     epoch: int
     granted_ms: int
     deadline_ms: int
+    consent_version: int = 0
+    energy_micro_per_kwh: int = 0
+    pay_micro_per_h: int = 0
+    month: int = 0
 
 
 class LeaseEnd(StrEnum):
@@ -77,6 +86,28 @@ class Piece(msgspec.Struct, array_like=True, frozen=True):
     start: int
     stop: int
     offset: int
+
+
+class Rest(NamedTuple):
+    """What a vehicle has earned at a job below a whole micro-unit; it counts towards its next receipt there.
+
+    `energy` is in millionths of a micro-unit, `fee` in 3,600,000,000ths: what one milliwatt-hour costs at 1 micro-unit
+    a kilowatt-hour, and what one microsecond earns at 1 micro-unit an hour.
+    """
+
+    energy: int = 0
+    fee: int = 0
+
+
+class ReceiptPart(msgspec.Struct, frozen=True):
+    """What is to be added to the receipt of a lease: rows that were accepted, what they took, and what they earned."""
+
+    lease: LeaseRecord
+    rows: int
+    compute_us: int
+    energy_mwh: int
+    energy_pay_micro: int
+    fee_pay_micro: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from coordinator.commands import LedgerWrite
 from coordinator.events import PlugHistory, TelemetryBatch
 from coordinator.metrics import MetricPoint
-from coordinator.model import AcceptedRows, Job, LeaseRecord, Model
+from coordinator.model import AcceptedRows, Job, LeaseRecord, Model, Rest
 from fleet_wire.api import BlobView, HealthView, JobRequest, JobView, ModelView, RowsFrame, VehicleView
 from fleet_wire.bundle import BundleHeader
 from fleet_wire.tensors import Tensor
@@ -26,6 +26,7 @@ __all__ = [
     "ModelInspector",
     "StoreStatus",
     "TelemetryStore",
+    "VehicleSums",
 ]
 
 HOUR_MS: Final = 3_600_000
@@ -42,7 +43,19 @@ class LedgerJob:
     leases: tuple[LeaseRecord, ...]
     next_chunk: int
     rows_released_again: int
-    compute_ms: float
+    compute_us: int
+    energy_mwh: int
+    pay_micro: int
+    rests: tuple[tuple[str, Rest], ...] = ()
+    """What each vehicle that worked for it has earned below a whole micro-unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class VehicleSums:
+    """What a vehicle did and earned in all its time."""
+
+    vehicle: str
+    rows_done: int
     energy_mwh: int
     pay_micro: int
 
@@ -54,6 +67,7 @@ class LedgerSnapshot:
     models: tuple[Model, ...]
     running: tuple[LedgerJob, ...]
     next_seq: int
+    vehicles: tuple[VehicleSums, ...] = ()
 
 
 class Ledger(Protocol):

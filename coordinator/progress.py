@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.model import Job, LeaseRecord, Piece
+from coordinator.model import Job, LeaseRecord, Piece, Rest
 from fleet_wire.messages import Span
 
 __all__ = ["JobProgress", "OpenLease"]
@@ -47,10 +47,10 @@ class JobProgress:
     leases: dict[int, OpenLease] = field(default_factory=dict)
     granted: dict[int, LeaseRecord] = field(default_factory=dict)
     suspects: dict[int, list[str]] = field(default_factory=dict)
-    compute_ms: float = 0.0
+    compute_us: int = 0
     energy_mwh: int = 0
     pay_micro: int = 0
-    vehicles: set[str] = field(default_factory=set)
+    rests: dict[str, Rest] = field(default_factory=dict)
 
     @classmethod
     def fresh(cls, job: Job) -> "JobProgress":
@@ -120,28 +120,34 @@ class JobProgress:
         self.granted[record.chunk] = record
         self.rows_leased += record.stop - record.start
 
-    def accept(self, spans: Iterable[Span]) -> tuple[list[Piece], list[OpenLease]]:
-        """Mark the rows of a result done; return the pieces that were new and the leases that this completed."""
+    def accept(self, spans: Iterable[Span]) -> tuple[list[Piece], list[int], list[OpenLease]]:
+        """Mark the rows of a result done.
+
+        Return the pieces that were new, how many rows of each span were, and the leases that this completed.
+        """
         pieces: list[Piece] = []
+        fresh: list[int] = []
         completed: list[OpenLease] = []
         offset = 0
         for span in spans:
-            self._mark(span.start, span.stop, offset, pieces)
+            fresh.append(self._mark(span.start, span.stop, offset, pieces))
             offset += span.stop - span.start
             lease = self.leases.get(span.chunk)
             if lease is not None and self._is_complete(lease):
                 self._close(lease)
                 completed.append(lease)
-        return pieces, completed
+        return pieces, fresh, completed
 
-    def _mark(self, start: int, stop: int, offset: int, pieces: list[Piece]) -> None:
+    def _mark(self, start: int, stop: int, offset: int, pieces: list[Piece]) -> int:
         flags = self.done[start:stop]
         fresh = [(start, stop)] if not flags.any() else list(_gaps(flags, start))
         for first, last in fresh:
             _append_piece(pieces, Piece(first, last, offset + first - start))
-            self.rows_done += last - first
-        self.rows_duplicate += stop - start - sum(last - first for first, last in fresh)
+        count = sum(last - first for first, last in fresh)
+        self.rows_done += count
+        self.rows_duplicate += stop - start - count
         flags[:] = True
+        return count
 
     def release(self, chunk: int) -> tuple[OpenLease, int] | None:
         """End a lease early; its missing rows are free again. Returns it and how many rows came back."""

@@ -9,6 +9,7 @@ from coordinator.commands import Command, GrantLease, SendTask
 from coordinator.fleet_view import FleetView
 from coordinator.leases import Leases
 from coordinator.model import LeaseRecord, Model
+from coordinator.prices import Prices
 from coordinator.progress import JobProgress
 from coordinator.rules.sizing import SizingLimits, backlog_ms, chunk_rows, lease_ms
 from coordinator.speeds import Speeds
@@ -27,6 +28,7 @@ class Scheduler:
     jobs: dict[str, JobProgress]
     leases: Leases
     speeds: Speeds
+    prices: Prices
     _rest_until_ms: dict[str, int] = field(default_factory=dict)
 
     def rest(self, vehicle: str, now_ms: int) -> None:
@@ -63,6 +65,7 @@ class Scheduler:
         job, sizing, vehicle = progress.job, self.sizing, self.fleet.ids[row]
         backlog, held, slots = (self.fleet.column[name] for name in ("backlog_ms", "leases", "slots"))
         row_ms = self.speeds.expected_row_ms(vehicle, job.model)
+        promise = self.prices.promise(row, now_ms)
         granted: list[LeaseRecord] = []
         while progress.free and held[row] < slots[row]:
             free = max(1, progress.rows_free)
@@ -84,7 +87,7 @@ class Scheduler:
             work_ms = expected_ms * (taken[1] - taken[0])
             deadline_ms = now_ms + int(lease_ms(float(backlog[row]) + work_ms, sizing))
             epoch = int(self.fleet.column["epoch"][row])
-            record = LeaseRecord(job.id, progress.next_chunk, *taken, vehicle, epoch, now_ms, deadline_ms)
+            record = LeaseRecord(job.id, progress.next_chunk, *taken, vehicle, epoch, now_ms, deadline_ms, *promise)
             progress.grant(record, expected_ms)
             self.leases.hold(record, work_ms, deadline_ms)
             granted.append(record)
@@ -109,8 +112,10 @@ class Scheduler:
         return SendTask(
             vehicle=self.fleet.ids[row],
             epoch=int(self.fleet.column["epoch"][row]),
-            consent_version=int(self.fleet.column["consent_version"][row]),
+            consent_version=leases[0].consent_version,
             job=leases[0].job,
             leases=tuple(leases),
             deadline_ms=max(lease.deadline_ms for lease in leases),
+            energy_micro_per_kwh=leases[0].energy_micro_per_kwh,
+            pay_micro_per_h=leases[0].pay_micro_per_h,
         )

@@ -37,4 +37,9 @@ class CoordinatorSettings(BaseSettings):
     observe_every_s: float = Field(default=10.0, gt=0, le=3600)
     """How often points of the metric catalogue are made; those of single vehicles at every sixth time."""
     energy_micro_per_kwh: int = Field(default=250_000, ge=0)
+    """What a kWh costs, in millionths of the currency, where no `tariff_file` says."""
+    tariff_file: Path | None = None
+    """Prices by region and time: see docs/energy-and-pay.md; `idlewheel tariff check FILE` says whether it will do."""
+    timezone: str = "UTC"
+    """The fleet's local time (IANA name), by whose months statements are made."""
     compute_micro_per_h: int = Field(default=20_000, ge=0)

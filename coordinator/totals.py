@@ -4,7 +4,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from coordinator.model import LeaseEnd
-from fleet_wire.messages import Rows
 
 __all__ = ["Totals", "Waste"]
 
@@ -21,7 +20,7 @@ class Waste:
 
 @dataclass(slots=True)
 class Totals:
-    """`waste` goes by the end of a lease, or by why rows were not accepted."""
+    """`waste` goes by the end of a lease, or by why rows were not accepted. `energy_capped_mwh` was not believed."""
 
     leases_granted: int = 0
     rows: int = 0
@@ -29,6 +28,7 @@ class Totals:
     energy_mwh: int = 0
     energy_cost_micro: int = 0
     pay_micro: int = 0
+    energy_capped_mwh: int = 0
     waste: defaultdict[str, Waste] = field(default_factory=lambda: defaultdict(Waste))
 
     @property
@@ -41,12 +41,20 @@ class Totals:
         if rows:
             self.waste[end.value].rows_released += rows
 
-    def not_accepted(self, cause: str, rows: Rows, count: int, of: int) -> None:
-        """Note that `count` of the `of` rows of a result, all of them leased to its sender, were for nothing.
+    def accepted(self, rows: int, compute_us: int, energy_mwh: int, energy_cost_micro: int, pay_micro: int) -> None:
+        """Add accepted rows."""
+        self.rows += rows
+        self.compute_ms += compute_us / 1000
+        self.energy_mwh += energy_mwh
+        self.energy_cost_micro += energy_cost_micro
+        self.pay_micro += pay_micro
+
+    def not_accepted(self, cause: str, rows: int, compute_us: int, energy_mwh: int) -> None:
+        """Note rows that were for nothing, though they were leased to their sender.
 
         What comes without a lease is only refused: nobody asked for it, and what it claims can't be checked.
         """
         waste = self.waste[cause]
-        waste.rows += count
-        waste.compute_ms += rows.compute_ms * count / of
-        waste.energy_mwh += rows.energy_mwh * count // of
+        waste.rows += rows
+        waste.compute_ms += compute_us / 1000
+        waste.energy_mwh += energy_mwh

@@ -28,10 +28,10 @@ def job_view(core: Core, progress: JobProgress, now_ms: int) -> JobView:
         error=None,
         rows_duplicate=progress.rows_duplicate,
         rows_released_again=progress.rows_released_again,
-        compute_ms=progress.compute_ms,
+        compute_ms=progress.compute_us / 1000,
         energy_mwh=progress.energy_mwh,
         pay_micro=progress.pay_micro,
-        vehicles=len(progress.vehicles),
+        vehicles=len(progress.rests),
         waiting_for=_waiting_for(core, progress, now_ms),
         estimate_s=_estimate_s(core, progress, now_ms),
     )

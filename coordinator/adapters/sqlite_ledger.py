@@ -4,6 +4,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import msgspec
 from coordinator.adapters.sql import migrations, named_queries
 from coordinator.commands import AddJob, AddModel, AddRows, EndJob, EndLease, GrantLease, LedgerWrite
 from coordinator.errors import StoreUnavailable
-from coordinator.model import AcceptedRows, Job, JobState, LeaseRecord, Model, Piece
-from coordinator.ports import LedgerJob, LedgerSnapshot
+from coordinator.model import AcceptedRows, Job, JobState, LeaseRecord, Model, Piece, ReceiptPart, Rest
+from coordinator.ports import LedgerJob, LedgerSnapshot, VehicleSums
 from fleet_wire.api import JobTerms, JobView, TensorSpec
 from fleet_wire.trace import parse_trace
 
@@ -81,34 +82,31 @@ class SqliteLedger:
             self._many("add_model", (_model_row(write.model) for write in groups[AddModel]))
             self._many("add_job", (_job_row(write.job) for write in groups[AddJob]))
             self._many("add_lease", (_lease_row(write.lease) for write in groups[GrantLease]))
-            self._end_leases(groups[EndLease])
-            self._add_results([write.rows for write in groups[AddRows]])
+            self._change_leases(groups[EndLease], groups[AddRows])
+            self._many("add_result", (_result_row(write.rows) for write in groups[AddRows]))
+            self._add_receipts(groups[AddRows])
             self._many("end_job", (_end_row(write) for write in groups[EndJob]))
 
-    def _end_leases(self, ends: Sequence[EndLease]) -> None:
-        self._many("end_lease", ((end.end.value, end.ended_ms, end.job, end.chunk) for end in ends))
+    def _change_leases(self, ends: Sequence[EndLease], added: Sequence[AddRows]) -> None:
+        """One statement a lease, whatever a round says of it: mostly its last rows come with its end."""
+        changes: defaultdict[tuple[str, int], list[Any]] = defaultdict(lambda: [None, None, 0, 0, 0, 0, 0])
+        for end in ends:
+            changes[end.job, end.chunk][:2] = end.end.value, end.ended_ms
+        for part in chain.from_iterable(write.parts for write in added):
+            _add(changes[part.lease.job, part.lease.chunk], 2, part)
+        self._many("change_lease", ((*change, *lease) for lease, change in changes.items()))
         released: defaultdict[str, int] = defaultdict(int)
         for end in ends:
             if end.rows_back:
                 released[end.job] += end.rows_back
         self._many("count_rows_released", ((rows, job) for job, rows in released.items()))
 
-    def _add_results(self, results: Sequence[AcceptedRows]) -> None:
-        self._many("add_result", (_result_row(rows) for rows in results))
-        self._many(
-            "add_share",
-            (
-                (
-                    rows.job,
-                    rows.vehicle,
-                    sum(piece.stop - piece.start for piece in rows.pieces),
-                    rows.compute_ms,
-                    rows.energy_mwh,
-                    rows.pay_micro,
-                )
-                for rows in results
-            ),
-        )
+    def _add_receipts(self, added: Sequence[AddRows]) -> None:
+        sums: defaultdict[tuple[str, str, int, int], list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
+        for part in chain.from_iterable(write.parts for write in added):
+            lease = part.lease
+            _add(sums[lease.job, lease.vehicle, lease.month, lease.consent_version], 0, part)
+        self._many("add_receipts", ((*key, *values) for key, values in sums.items()))
 
     def load(self) -> LedgerSnapshot:
         """Read what a core needs to start."""
@@ -118,12 +116,13 @@ class SqliteLedger:
                 models=tuple(_model(row) for row in self._all("all_models")),
                 running=tuple(self._running(row) for row in self._all("running_jobs")),
                 next_seq=next_seq,
+                vehicles=tuple(VehicleSums(*sums) for sums in self._all("sums_of_vehicles")),
             )
 
     def _running(self, row: sqlite3.Row) -> LedgerJob:
         job = _job(row)
         (next_chunk,) = self._one("next_chunk", job.id)
-        compute_ms, energy_mwh, pay_micro = self._one("sums_of_job", job.id)
+        compute_us, energy_mwh, pay_micro = self._one("sums_of_job", job.id)
         accepted = (_decode_pieces(pieces) for (pieces,) in self._run("pieces_of_job", job.id))
         return LedgerJob(
             job=job,
@@ -131,9 +130,10 @@ class SqliteLedger:
             leases=tuple(LeaseRecord(*lease) for lease in self._all("open_leases", job.id)),
             next_chunk=next_chunk,
             rows_released_again=row["rows_released_again"],
-            compute_ms=compute_ms,
+            compute_us=compute_us,
             energy_mwh=energy_mwh,
             pay_micro=pay_micro,
+            rests=tuple((vehicle, Rest(energy, fee)) for vehicle, energy, fee in self._all("rests_of_job", job.id)),
         )
 
     def rows_after(self, job: str, seq: int, limit: int) -> list[AcceptedRows]:
@@ -277,7 +277,20 @@ def _lease_row(lease: LeaseRecord) -> tuple[Any, ...]:
         lease.epoch,
         lease.granted_ms,
         lease.deadline_ms,
+        lease.consent_version,
+        lease.energy_micro_per_kwh,
+        lease.pay_micro_per_h,
+        lease.month,
     )
+
+
+def _add(sums: list[Any], at: int, part: ReceiptPart) -> None:
+    """Add a part of a receipt to the five sums that begin at a place."""
+    sums[at] += part.rows
+    sums[at + 1] += part.compute_us
+    sums[at + 2] += part.energy_mwh
+    sums[at + 3] += part.energy_pay_micro
+    sums[at + 4] += part.fee_pay_micro
 
 
 def _result_row(rows: AcceptedRows) -> tuple[Any, ...]:
@@ -310,7 +323,7 @@ def _job_view(row: sqlite3.Row) -> JobView:
         error=row["error"],
         rows_duplicate=0,  # duplicates change nothing, so the ledger does not know of them
         rows_released_again=row["rows_released_again"],
-        compute_ms=row["compute_ms"],
+        compute_ms=row["compute_us"] / 1000,
         energy_mwh=row["energy_mwh"],
         pay_micro=row["pay_micro"],
         vehicles=row["vehicles"],

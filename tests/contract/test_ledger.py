@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from coordinator.adapters.sqlite_ledger import SqliteLedger
 from coordinator.commands import AddJob, AddModel, AddRows, EndJob, EndLease, GrantLease, LedgerWrite
 from coordinator.errors import StoreUnavailable
-from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, LeaseRecord, Model, Piece
-from coordinator.ports import Ledger, LedgerJob, LedgerSnapshot
+from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, LeaseRecord, Model, Piece, ReceiptPart, Rest
+from coordinator.ports import Ledger, LedgerJob, LedgerSnapshot, VehicleSums
 from fleet_wire.api import JobTerms, JobView, TensorSpec
 from fleet_wire.trace import TraceContext
 
@@ -35,8 +35,12 @@ TERMS = JobTerms(priority=-3, chunk_rows=7, deadline_s=12.5, max_attempts=5)
 JOB = Job("job-1", "naïve ☃", MODEL.digest, "cd" * 32, 100, 260, TERMS, created_ms=1_700_000_000_000)
 
 
+PROMISE = {"consent_version": 2, "energy_micro_per_kwh": 300_001, "pay_micro_per_h": 20_000, "month": 202611}
+
+
 def lease(chunk: int, start: int, stop: int, vehicle: str = "v1", job: str = JOB.id) -> LeaseRecord:
-    return LeaseRecord(job, chunk, start, stop, vehicle, epoch=3, granted_ms=10 + chunk, deadline_ms=1000 + chunk)
+    times = {"granted_ms": 10 + chunk, "deadline_ms": 1000 + chunk}
+    return LeaseRecord(job, chunk, start, stop, vehicle, 3, **times, **PROMISE)
 
 
 def accepted(seq: int, *pieces: tuple[int, int, int], vehicle: str = "v1", job: str = JOB.id) -> AcceptedRows:
@@ -52,6 +56,12 @@ def accepted(seq: int, *pieces: tuple[int, int, int], vehicle: str = "v1", job: 
         energy_mwh=7,
         pay_micro=11,
     )
+
+
+def added(rows: AcceptedRows, under: LeaseRecord) -> AddRows:
+    """These rows with what they add to the receipt of one lease."""
+    count = sum(piece.stop - piece.start for piece in rows.pieces)
+    return AddRows(rows, (ReceiptPart(under, count, 1_500, 7, 4, 7),))
 
 
 def make_ledger(kind: str, folder: Path) -> Ledger:
@@ -72,7 +82,7 @@ def ledger(kind: str, tmp_path: Path) -> Iterator[Ledger]:
 
 
 def fresh(job: Job = JOB) -> LedgerJob:
-    return LedgerJob(job, (), (), 0, 0, 0.0, 0, 0)
+    return LedgerJob(job, (), (), 0, 0, 0, 0, 0)
 
 
 def view(state: JobState = JobState.RUNNING, **changes: object) -> JobView:
@@ -126,25 +136,29 @@ def test_a_job_keeps_the_trace_that_it_was_submitted_in(ledger: Ledger, state: s
 
 def test_a_running_job_comes_back_with_all_that_happened(ledger: Ledger) -> None:
     ledger.commit([AddModel(MODEL), AddJob(JOB)])
-    ledger.commit([GrantLease(lease(0, 0, 10)), GrantLease(lease(1, 10, 20, "v2")), GrantLease(lease(2, 20, 30))])
-    ledger.commit([AddRows(accepted(1, (0, 4, 0))), AddRows(accepted(2, (10, 20, 0), vehicle="v2"))])
+    first, second, again = lease(0, 0, 10), lease(1, 10, 20, "v2"), lease(3, 4, 10, "v2")
+    ledger.commit([GrantLease(first), GrantLease(second), GrantLease(lease(2, 20, 30))])
+    ledger.commit([added(accepted(1, (0, 4, 0)), first), added(accepted(2, (10, 20, 0), vehicle="v2"), second)])
     ledger.commit([EndLease(JOB.id, 1, LeaseEnd.DONE, 0, 50), EndLease(JOB.id, 0, LeaseEnd.LOST, 6, 51)])
-    ledger.commit([GrantLease(lease(3, 4, 10, "v2")), AddRows(accepted(3, (4, 6, 0), (8, 10, 4), vehicle="v2"))])
+    ledger.commit([GrantLease(again), added(accepted(3, (4, 6, 0), (8, 10, 4), vehicle="v2"), again)])
     assert ledger.load() == LedgerSnapshot(
         models=(MODEL,),
         running=(
             LedgerJob(
                 job=JOB,
                 done=((0, 6), (8, 20)),
-                leases=(lease(2, 20, 30), lease(3, 4, 10, "v2")),
+                leases=(lease(2, 20, 30), again),
                 next_chunk=4,
                 rows_released_again=6,
-                compute_ms=4.5,
+                compute_us=4_500,
                 energy_mwh=21,
                 pay_micro=33,
+                # 7 and 14 mWh at 300,001 and 1.5 and 3 ms at 20,000: nothing of the fee makes a whole micro-unit yet
+                rests=(("v1", Rest(100_007, 30_000_000)), ("v2", Rest(200_014, 60_000_000))),
             ),
         ),
         next_seq=4,
+        vehicles=(VehicleSums("v1", 4, 7, 11), VehicleSums("v2", 14, 14, 22)),
     )
     assert ledger.job_view(JOB.id) == view(
         rows_done=18, rows_leased=16, rows_released_again=6, compute_ms=4.5, energy_mwh=21, pay_micro=33, vehicles=2
@@ -162,9 +176,9 @@ def test_a_lease_may_be_granted_and_ended_in_one_round(ledger: Ledger) -> None:
 def test_an_ended_job_is_no_longer_running_and_keeps_its_sums(
     ledger: Ledger, state: JobState, error: str | None
 ) -> None:
-    ledger.commit([AddJob(JOB), GrantLease(lease(0, 0, 60)), AddRows(accepted(1, (0, 60, 0)))])
+    ledger.commit([AddJob(JOB), GrantLease(lease(0, 0, 60)), added(accepted(1, (0, 60, 0)), lease(0, 0, 60))])
     ledger.commit([EndLease(JOB.id, 0, LeaseEnd.CANCELLED, 0, 8), EndJob(JOB.id, state, 9, error)])
-    assert ledger.load() == LedgerSnapshot((), (), next_seq=2)
+    assert ledger.load() == LedgerSnapshot((), (), next_seq=2, vehicles=(VehicleSums("v1", 60, 7, 11),))
     ended = view(state, ended_ms=9, error=error, rows_done=60, compute_ms=1.5, energy_mwh=7, pay_micro=11, vehicles=1)
     assert ledger.job_view(JOB.id) == ended
     assert ledger.ended_jobs(10) == [ended]
@@ -265,7 +279,7 @@ def test_whatever_is_written_is_loaded_by_the_next_process(kind: str, rounds: li
                     done |= new
                     pieces = [(row, row + 1, row - facts[0][0]) for row in sorted(new)]
                     results.append(accepted(len(results) + 1, *pieces, vehicle=facts[1]))
-                    writes.append(AddRows(results[-1]))
+                    writes.append(added(results[-1], lease(10_000, *facts[0], facts[1])))
             ledger.commit(writes)
         if ends:
             ledger.commit([EndJob(JOB.id, JobState.CANCELLED, 99)])

@@ -9,8 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from coordinator.commands import AddJob, AddModel, AddRows, Command, EndJob, EndLease, GrantLease, SendTask
 from coordinator.core import Core, CorePolicy
 from coordinator.events import JobSubmitted, ModelAdded, RowsFailed, TaskRefused, TaskUndelivered, Tick, VehicleState
-from coordinator.model import Job, JobState, LeaseRecord
-from coordinator.ports import LedgerJob, LedgerSnapshot
+from coordinator.model import Job, JobState, LeaseRecord, ReceiptPart, Rest
+from coordinator.ports import LedgerJob, LedgerSnapshot, VehicleSums
+from coordinator.rules.pay import paid
 from coordinator.rules.sizing import SizingLimits
 from fleet_wire.messages import Failure, Refusal, RefusalReason, Span, State
 from tests.unit.coordinator_scenes import MODEL, arrival, job, rows_of
@@ -29,7 +30,9 @@ class Memory:
     leases: dict[tuple[str, int], LeaseRecord] = field(default_factory=dict)
     chunks: dict[str, int] = field(default_factory=dict)
     released: dict[str, int] = field(default_factory=dict)
-    sums: dict[str, list[float]] = field(default_factory=dict)
+    sums: dict[str, list[int]] = field(default_factory=dict)
+    rests: dict[str, dict[str, Rest]] = field(default_factory=dict)
+    vehicles: dict[str, list[int]] = field(default_factory=dict)
     seq: int = 0
 
     def keep(self, commands: list[Command]) -> None:
@@ -38,7 +41,8 @@ class Memory:
                 case AddJob(new):
                     self.jobs[new.id] = new
                     self.done[new.id] = []
-                    self.sums[new.id] = [0.0, 0, 0]
+                    self.sums[new.id] = [0, 0, 0]
+                    self.rests[new.id] = {}
                 case GrantLease(lease):
                     assert (lease.job, lease.chunk) not in self.leases
                     assert lease.chunk >= self.chunks.get(lease.job, 0)
@@ -47,21 +51,34 @@ class Memory:
                 case EndLease(ended_job, chunk, _, back, _):
                     del self.leases[ended_job, chunk]
                     self.released[ended_job] = self.released.get(ended_job, 0) + back
-                case AddRows(rows):
+                case AddRows(rows, parts):
                     assert rows.seq == self.seq + 1
                     self.seq = rows.seq
                     fresh = [row for piece in rows.pieces for row in range(piece.start, piece.stop)]
                     assert not set(fresh) & set(self.done[rows.job]), "a row was kept twice"
                     self.done[rows.job] += fresh
-                    for place, part in enumerate((rows.compute_ms, rows.energy_mwh, rows.pay_micro)):
-                        self.sums[rows.job][place] += part
+                    assert sum(part.rows for part in parts) == len(fresh)
+                    self._add(parts)
                 case EndJob(ended, state):
                     self.ended[ended] = state
                     if state is JobState.DONE:
                         assert sorted(self.done[ended]) == list(range(self.jobs[ended].rows))
 
+    def _add(self, parts: tuple[ReceiptPart, ...]) -> None:
+        for part in parts:
+            job, vehicle = part.lease.job, part.lease.vehicle
+            pay = part.energy_pay_micro + part.fee_pay_micro
+            for place, value in enumerate((part.compute_us, part.energy_mwh, pay)):
+                self.sums[job][place] += value
+            for place, value in enumerate((part.rows, part.energy_mwh, pay)):
+                self.vehicles.setdefault(vehicle, [0, 0, 0])[place] += value
+            before = self.rests[job].get(vehicle, Rest())
+            self.rests[job][vehicle] = paid(part.energy_mwh, part.compute_us, part.lease, before)[2]
+
     def snapshot(self) -> LedgerSnapshot:
-        return LedgerSnapshot((MODEL,), tuple(self._running(name) for name in self._open()), self.seq + 1)
+        running = tuple(self._running(name) for name in self._open())
+        vehicles = tuple(VehicleSums(vehicle, *sums) for vehicle, sums in self.vehicles.items())
+        return LedgerSnapshot((MODEL,), running, self.seq + 1, vehicles)
 
     def _open(self) -> list[str]:
         return [name for name in self.jobs if name not in self.ended]
@@ -69,16 +86,17 @@ class Memory:
     def _running(self, name: str) -> LedgerJob:
         done = tuple((row, row + 1) for row in self.done[name])
         leases = tuple(lease for (owner, _), lease in self.leases.items() if owner == name)
-        compute_ms, energy_mwh, pay = self.sums[name]
+        compute_us, energy_mwh, pay = self.sums[name]
         return LedgerJob(
             self.jobs[name],
             done,
             leases,
             self.chunks.get(name, 0),
             self.released.get(name, 0),
-            compute_ms,
-            int(energy_mwh),
-            int(pay),
+            compute_us,
+            energy_mwh,
+            pay,
+            tuple(self.rests[name].items()),
         )
 
 
@@ -163,6 +181,7 @@ class CoreMachine(RuleBasedStateMachine):
             assert progress.done.tolist() == known.done.tolist()
             assert progress.leases.keys() == known.leases.keys()
             assert (progress.next_chunk, progress.pay_micro) == (known.next_chunk, known.pay_micro)
+            assert (progress.compute_us, progress.rests) == (known.compute_us, known.rests)
             assert progress.rows_released_again == known.rows_released_again
         self.sent = [lease for lease in self.sent if (lease.job, lease.chunk) in self.memory.leases]
         for car, epoch in self.epochs.items():
@@ -190,7 +209,10 @@ class CoreMachine(RuleBasedStateMachine):
         assert int(self.core.fleet.live("leases").sum()) == len(open_leases)
         assert all(backlog >= 0 for backlog in self.core.fleet.live("backlog_ms"))
         for name, progress in self.core.jobs.items():
-            assert self.memory.sums[name][1:] == [progress.energy_mwh, progress.pay_micro]
+            assert self.memory.sums[name] == [progress.compute_us, progress.energy_mwh, progress.pay_micro]
+        for vehicle, sums in self.memory.vehicles.items():
+            row = self.core.fleet.row(vehicle)
+            assert sums == [self.core.fleet.column[sum_][row] for sum_ in ("rows_done", "energy_mwh", "pay_micro")]
 
 
 TestCore = CoreMachine.TestCase

@@ -24,7 +24,8 @@ def telemetry(vehicles: list[str], epoch: int = 1, seq: int = 1, now_ms: int = 0
     """One full snapshot for each vehicle; `signals` override those of a car that may work."""
     count = len(vehicles)
     values: dict[str, float] = dict.fromkeys(BOOLEAN_SIGNALS, 0) | dict.fromkeys(NUMBER_SIGNALS, 20.0)
-    values |= {"plugged": 1, "opted_in": 1, "charge_percent": 80.0} | signals
+    # So strong that whatever energy a scene tells of is plausible.
+    values |= {"plugged": 1, "opted_in": 1, "charge_percent": 80.0, "compute_power_w": 1e6} | signals
     return TelemetryBatch(
         vehicle=np.array(vehicles, dtype=object),
         received_ms=np.full(count, now_ms, dtype=np.int64),

@@ -17,7 +17,7 @@ from coordinator.events import (
     VehiclesRemembered,
     VehicleState,
 )
-from coordinator.model import AcceptedRows, JobState, LeaseEnd, LeaseRecord, Piece
+from coordinator.model import AcceptedRows, JobState, LeaseEnd, LeaseRecord, Piece, ReceiptPart
 from coordinator.rules.sizing import SizingLimits
 from coordinator.totals import Totals, Waste
 from fleet_wire.messages import Cancel, Failure, Rebirth, Refusal, RefusalReason, Span, State
@@ -46,19 +46,22 @@ def test_new_model_and_job_are_written_before_anything_else() -> None:
 
 def test_an_unmeasured_car_gets_one_small_chunk() -> None:
     core = core_with(*arrival("car-1"), JobSubmitted(job()))
-    lease = LeaseRecord("j1", 0, 0, 8, "car-1", 1, 5, 5 + 1000 + 2000)
+    lease = LeaseRecord("j1", 0, 0, 8, "car-1", 1, 5, 5 + 1000 + 2000, 7, 250_000, 20_000, 197001)
     assert core.assign(5) == [
         GrantLease(lease),
-        SendTask("car-1", 1, 7, "j1", (lease,), lease.deadline_ms),
+        SendTask("car-1", 1, 7, "j1", (lease,), lease.deadline_ms, 250_000, 20_000),
     ]
     assert core.assign(6) == []
 
 
 def test_rows_are_kept_and_the_measured_speed_sets_the_next_chunk() -> None:
     core = core_with(*arrival("car-1"), JobSubmitted(job(rows=10_000)))
-    core.assign(0)
+    (lease,) = [c.lease for c in core.assign(0) if isinstance(c, GrantLease)]
     assert core.handle(rows_of("car-1", "j1", Span(0, 0, 8), compute_ms=80.0, energy_mwh=4_000), 50) == [
-        AddRows(AcceptedRows(1, "j1", "car-1", (Piece(0, 8, 0),), b"payload", None, 50, 80.0, 4_000, 1_000)),
+        AddRows(
+            AcceptedRows(1, "j1", "car-1", (Piece(0, 8, 0),), b"payload", None, 50, 80.0, 4_000, 1_000),
+            (ReceiptPart(lease, 8, 80_000, 4_000, 1_000, 0),),
+        ),
         EndLease("j1", 0, LeaseEnd.DONE, 0, 50),
     ]
     # 10 ms a row: a chunk of one second is 100 rows, and two of them are held at once
@@ -120,11 +123,11 @@ def test_work_that_does_not_count_is_summed_by_cause() -> None:
         pay_micro=1_250,
         waste=defaultdict(
             Waste,
-            duplicate=Waste(rows=2, compute_ms=20.0, energy_mwh=1_000),
+            duplicate=Waste(rows=2, compute_ms=20.0, energy_mwh=1_001),
             lost=Waste(rows_released=8),
         ),
     )
-    assert core.totals.wasted_energy_mwh == 1_000
+    assert core.totals.wasted_energy_mwh == 1_001
 
 
 def test_rows_that_were_never_leased_to_the_sender_change_nothing() -> None:

@@ -6,7 +6,6 @@ from hypothesis import given
 
 from coordinator.model import Model
 from coordinator.rules.fit import input_fault, output_fault
-from coordinator.rules.pay import PayTerms, pay_micro
 from coordinator.rules.sizing import SizingLimits, backlog_ms, chunk_rows, lease_ms, restored_deadline_ms
 from fleet_wire.api import TensorSpec
 
@@ -71,16 +70,6 @@ def test_a_lease_that_a_restart_finds_gets_twice_its_work_and_a_grace() -> None:
     deadline_ms = granted_ms + int(lease_ms(2_000, LIMITS))
     assert restored_deadline_ms(granted_ms, deadline_ms, 3_000, LIMITS) == 3_000 + 5_000 + 2 * 2_000
     assert restored_deadline_ms(granted_ms, deadline_ms, deadline_ms - 10, LIMITS) == deadline_ms
-
-
-@given(st.lists(st.tuples(st.integers(0, 10**9), st.floats(0, 1e9)), max_size=20))
-def test_pay_grows_with_what_is_done(parts: list[tuple[int, float]]) -> None:
-    energy, compute, paid = 0, 0.0, 0
-    for energy_mwh, compute_ms in parts:
-        energy, compute = energy + energy_mwh, compute + compute_ms
-        total = pay_micro(energy, compute, PayTerms())
-        assert total >= paid
-        paid = total
 
 
 GOOD = [TensorSpec("name", "string", [5]), TensorSpec("image", "float", [5, 3, 9])]

@@ -17,11 +17,23 @@ UPDATE jobs SET state = :state, ended_ms = :ended_ms, error = :error WHERE id = 
 
 -- name: add_lease
 -- Keep an open lease on a chunk.
-INSERT INTO leases (job, chunk, start, stop, vehicle, epoch, granted_ms, deadline_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO leases (
+    job, chunk, start, stop, vehicle, epoch, granted_ms, deadline_ms,
+    consent_version, energy_micro_per_kwh, pay_micro_per_h, month
+)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
--- name: end_lease
--- Say how and when a lease ended.
-UPDATE leases SET ended = ?, ended_ms = ? WHERE job = ? AND chunk = ?;
+-- name: change_lease
+-- Say how and when a lease ended, when it did, and add to its receipt.
+UPDATE leases SET
+    ended = coalesce(?, ended),
+    ended_ms = coalesce(?, ended_ms),
+    rows_done = rows_done + ?,
+    compute_us = compute_us + ?,
+    energy_mwh = energy_mwh + ?,
+    energy_pay_micro = energy_pay_micro + ?,
+    fee_pay_micro = fee_pay_micro + ?
+WHERE job = ? AND chunk = ?;
 
 -- name: count_rows_released
 -- Add to the rows of a job that had to be leased again.
@@ -32,14 +44,18 @@ UPDATE jobs SET rows_released_again = rows_released_again + ? WHERE id = ?;
 INSERT INTO results (seq, job, vehicle, accepted_ms, compute_ms, energy_mwh, pay_micro, pieces, payload_ref, payload)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
--- name: add_share
--- Add to what a vehicle did for a job.
-INSERT INTO shares (job, vehicle, rows_done, compute_ms, energy_mwh, pay_micro) VALUES (?, ?, ?, ?, ?, ?)
+-- name: add_receipts
+-- Add to the sums of a vehicle's receipts.
+INSERT INTO receipt_sums (
+    job, vehicle, month, consent_version, rows_done, compute_us, energy_mwh, energy_pay_micro, fee_pay_micro
+)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET
     rows_done = rows_done + excluded.rows_done,
-    compute_ms = compute_ms + excluded.compute_ms,
+    compute_us = compute_us + excluded.compute_us,
     energy_mwh = energy_mwh + excluded.energy_mwh,
-    pay_micro = pay_micro + excluded.pay_micro;
+    energy_pay_micro = energy_pay_micro + excluded.energy_pay_micro,
+    fee_pay_micro = fee_pay_micro + excluded.fee_pay_micro;
 
 -- name: all_models
 -- Every model.
@@ -56,7 +72,8 @@ SELECT pieces FROM results WHERE job = ?;
 
 -- name: open_leases
 -- The leases of a job that have not ended.
-SELECT job, chunk, start, stop, vehicle, epoch, granted_ms, deadline_ms
+SELECT job, chunk, start, stop, vehicle, epoch, granted_ms, deadline_ms,
+    consent_version, energy_micro_per_kwh, pay_micro_per_h, month
 FROM leases WHERE job = ? AND ended IS NULL ORDER BY chunk;
 
 -- name: next_chunk
@@ -65,8 +82,21 @@ SELECT coalesce(max(chunk) + 1, 0) FROM leases WHERE job = ?;
 
 -- name: sums_of_job
 -- What a job took so far.
-SELECT coalesce(sum(compute_ms), 0.0), coalesce(sum(energy_mwh), 0), coalesce(sum(pay_micro), 0)
-FROM shares WHERE job = ?;
+SELECT
+    coalesce(sum(compute_us), 0), coalesce(sum(energy_mwh), 0), coalesce(sum(energy_pay_micro + fee_pay_micro), 0)
+FROM receipt_sums WHERE job = ?;
+
+-- name: rests_of_job
+-- What each vehicle has earned at a job below a whole micro-unit, which is not paid yet: see coordinator.model.Rest.
+SELECT vehicle,
+    sum(energy_mwh * energy_micro_per_kwh % 1000000) % 1000000,
+    sum(compute_us * pay_micro_per_h % 3600000000) % 3600000000
+FROM leases WHERE job = ? AND rows_done > 0 GROUP BY vehicle ORDER BY vehicle;
+
+-- name: sums_of_vehicles
+-- What each vehicle did and earned in all its time.
+SELECT vehicle, sum(rows_done), sum(energy_mwh), sum(energy_pay_micro + fee_pay_micro)
+FROM receipt_sums GROUP BY vehicle ORDER BY vehicle;
 
 -- name: next_seq
 -- The number that no result has had yet.
@@ -81,11 +111,11 @@ FROM results WHERE job = ? AND seq > ? ORDER BY seq LIMIT ?;
 -- One job as clients see it.
 SELECT id, name, model, state, row_count, created_ms, ended_ms, error, rows_released_again,
     (SELECT coalesce(sum(stop - start), 0) FROM leases WHERE job = id AND ended IS NULL) AS rows_leased,
-    (SELECT coalesce(sum(rows_done), 0) FROM shares WHERE job = id) AS rows_done,
-    (SELECT coalesce(sum(compute_ms), 0.0) FROM shares WHERE job = id) AS compute_ms,
-    (SELECT coalesce(sum(energy_mwh), 0) FROM shares WHERE job = id) AS energy_mwh,
-    (SELECT coalesce(sum(pay_micro), 0) FROM shares WHERE job = id) AS pay_micro,
-    (SELECT count(*) FROM shares WHERE job = id) AS vehicles
+    (SELECT coalesce(sum(rows_done), 0) FROM receipt_sums WHERE job = id) AS rows_done,
+    (SELECT coalesce(sum(compute_us), 0) FROM receipt_sums WHERE job = id) AS compute_us,
+    (SELECT coalesce(sum(energy_mwh), 0) FROM receipt_sums WHERE job = id) AS energy_mwh,
+    (SELECT coalesce(sum(energy_pay_micro + fee_pay_micro), 0) FROM receipt_sums WHERE job = id) AS pay_micro,
+    (SELECT count(DISTINCT vehicle) FROM receipt_sums WHERE job = id) AS vehicles
 FROM jobs WHERE id = ?;
 
 -- name: ended_jobs
