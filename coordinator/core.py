@@ -341,7 +341,8 @@ class Core:
 
     def reasons(self, now_ms: int) -> NDArray[np.int8]:
         """Why each vehicle gets no work, as `Reason` values; shape [vehicles]. Computed anew when telemetry came."""
-        if self._reasons_ms < 0 or now_ms - self._reasons_ms >= self.policy.reasons_every_ms:
+        aged = self._reasons_ms < 0 or now_ms - self._reasons_ms >= self.policy.reasons_every_ms
+        if aged or len(self._reasons) != len(self.fleet):
             self._reasons = first_reasons(self.fleet, self.policy.eligibility, now_ms)
             self.fleet.live("was_eligible")[:] = self._reasons == Reason.ELIGIBLE
             self._reasons_ms = now_ms

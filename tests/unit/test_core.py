@@ -172,6 +172,14 @@ def test_a_row_that_fails_goes_to_another_car_and_after_its_attempts_ends_the_jo
     ]
 
 
+def test_a_refusal_is_the_first_that_is_heard_of_a_car() -> None:
+    core = core_with(*arrival("car-1"), JobSubmitted(job()))
+    core.assign(0)
+    core.handle(TaskRefused("unheard", Refusal("j1", 1, RefusalReason.LEAVING)), 1)
+    core.assign(1)
+    assert len(core.reasons(1)) == 2
+
+
 def test_a_lease_that_runs_out_is_cancelled_and_its_rows_come_back() -> None:
     core = core_with(*arrival("car-1"), JobSubmitted(job(rows=8, chunk_rows=8)))
     core.assign(0)
