@@ -28,7 +28,7 @@ def mounts() -> list[tuple[str, str]]:
 def test_every_mounted_file_and_volume_exists() -> None:
     for source, _ in mounts():
         if source.startswith("./"):
-            assert (ROOT / source).is_file(), source
+            assert (ROOT / source).exists(), source
         else:
             assert source in COMPOSE["volumes"], source
     assert {source for source, _ in mounts() if not source.startswith("./")} == set(COMPOSE["volumes"])
@@ -54,7 +54,8 @@ def test_the_broker_listens_where_everybody_looks_for_it() -> None:
     assert SERVICES["broker"]["ports"] == [f"127.0.0.1:{listener}:{listener}"]
     for car in CARS:
         assert f"broker:{listener}" in SERVICES[car]["command"]
-    assert f"persistence_location {mounts()[1][1]}/" in configuration
+    data = [volume.split(":")[1] for volume in SERVICES["broker"]["volumes"] if volume.startswith("broker:")]
+    assert f"persistence_location {data[0]}/" in configuration
 
 
 def test_the_coordinator_understands_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +81,43 @@ def test_the_cars_run_a_command_that_there_is(car: str) -> None:
     parsed = command.make_context(name, list(arguments))
     assert parsed.params["vehicle"] == car
     assert parsed.params["fleet"] == SERVICES["coordinator"]["environment"]["IDLEWHEEL_COORDINATOR_FLEET"]
+
+
+def test_grafana_finds_its_data_source_and_dashboards() -> None:
+    grafana, influxdb = SERVICES["grafana"], SERVICES["influxdb"]["environment"]
+    provisioning = ROOT / "grafana" / "provisioning"
+    source = (provisioning / "datasources" / "influxdb.yml").read_text(encoding="utf-8")
+    assert set(re.findall(r"\$(\w+)", source)) <= set(grafana["environment"])
+    assert grafana["environment"]["IDLEWHEEL_INFLUXDB_TOKEN"] == influxdb["DOCKER_INFLUXDB_INIT_ADMIN_TOKEN"]
+    assert grafana["environment"]["IDLEWHEEL_INFLUXDB_DATABASE"] == influxdb["DOCKER_INFLUXDB_INIT_BUCKET"]
+    assert grafana["environment"]["IDLEWHEEL_INFLUXDB_URL"] == "http://influxdb:8086"
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "idlewheel.yml").read_text(encoding="utf-8"))[
+        "providers"
+    ]
+    folders = dict(volume.split(":")[:2] for volume in grafana["volumes"])
+    assert provider["options"]["path"] == folders["./grafana/dashboards"]
+    home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert (ROOT / "grafana" / "dashboards" / home.name).is_file()
+    assert str(home.parent) == folders["./grafana/dashboards"]
+
+
+def test_the_mapping_is_made_when_influxdb_is_set_up() -> None:
+    mounted = [volume.split(":") for volume in SERVICES["influxdb"]["volumes"] if volume.startswith("./")]
+    ((script, place, mode),) = mounted
+    assert place.startswith("/docker-entrypoint-initdb.d/")
+    assert mode == "ro"
+    assert (ROOT / script).stat().st_mode & 0o111, "the image runs only what may be run"
+    names = set(re.findall(r"\$(DOCKER_\w+)", (ROOT / script).read_text(encoding="utf-8")))
+    # The image itself tells the bucket's id.
+    assert names - {"DOCKER_INFLUXDB_INIT_BUCKET_ID"} <= set(SERVICES["influxdb"]["environment"])
+
+
+def test_no_secret_is_committed_but_what_says_that_it_is_none() -> None:
+    secret = re.compile("TOKEN|PASSWORD|SECRET")
+    for service in SERVICES.values():
+        for name, value in service.get("environment", {}).items():
+            if secret.search(name):
+                assert re.fullmatch(r"\$\{IDLEWHEEL_\w+:-for-this-machine-only\}", value), name
 
 
 def test_the_image_copies_and_runs_what_exists() -> None:
