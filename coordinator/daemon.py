@@ -94,7 +94,8 @@ async def run_coordinator(
             telemetry=link.telemetry_waits,
             messages=link.message_waits,
             commits=brain.commits,
-            store_lag_ms=telemetry.lag_ms,
+            waiting_ms=telemetry.lag_ms,
+            store=store.status(),
             events_waiting=brain.waiting,
             refusals=refusals + dispatch.counters,
         )
@@ -110,7 +111,7 @@ async def run_coordinator(
             tasks.create_task(link.run(), name="link")
             tasks.create_task(serve(build_app(desk, blobs, refusals, lambda: observer.latest), listener), name="http")
             tasks.create_task(
-                keep_observing(observer, service, wall_clock_ms, settings.observe_every_s),
+                keep_observing(observer, service, wall_clock_ms, store.record, settings.observe_every_s),
                 name="observer",
             )
             tasks.create_task(_until_signalled(), name="signals")

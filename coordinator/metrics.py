@@ -22,6 +22,7 @@ __all__ = [
     "JOB_WASTE",
     "SERVICE",
     "SERVICE_REFUSAL",
+    "SERVICE_STORE",
     "VEHICLE_STATE",
     "VEHICLE_WORK",
     "Field",
@@ -223,9 +224,9 @@ SERVICE = Measurement(
         _counter("messages", "message", "Other messages acknowledged: results, refusals, births, capabilities"),
         _counter("messages_wait_ms", "millisecond", "Time from taking to acknowledging, summed over those messages"),
         _gauge("messages_wait_worst_ms", "millisecond", "Longest such time since the last point"),
-        _gauge(
-            "store_lag_ms", "millisecond", "How long the oldest telemetry has waited that the store has not kept yet"
-        ),
+        _gauge("store_lag_ms", "millisecond", "Age of the oldest telemetry that is not in the store yet"),
+        _gauge("store_waiting", "line", "Lines of telemetry that lie on disk until the store takes them"),
+        _gauge("store_trouble", "", "Whether the store says that something is wrong with it"),
         _counter("commits", "commit", "Commits of the ledger"),
         _counter("commits_ms", "millisecond", "Time of commits, summed"),
         _gauge("commit_worst_ms", "millisecond", "Longest commit since the last point"),
@@ -238,6 +239,12 @@ SERVICE_REFUSAL = Measurement(
     ("reason",),
     (_counter("refused", "", "Messages, requests, leases or rows refused"),),
 )
+SERVICE_STORE = Measurement(
+    "service_store",
+    "What the telemetry store counts of itself, by event: lines written, spilled, replayed, dropped, refused",
+    ("event",),
+    (_counter("events", "", "How often it happened, or of how many lines"),),
+)
 CATALOGUE: tuple[Measurement, ...] = (
     VEHICLE_STATE,
     VEHICLE_WORK,
@@ -249,4 +256,5 @@ CATALOGUE: tuple[Measurement, ...] = (
     ECONOMICS,
     SERVICE,
     SERVICE_REFUSAL,
+    SERVICE_STORE,
 )

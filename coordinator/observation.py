@@ -4,6 +4,7 @@ Only reads what others keep. Points hold counters as totals, for `/metrics`; the
 """
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from coordinator import metrics
 from coordinator.core import Core
 from coordinator.delays import Delay
 from coordinator.metrics import CATALOGUE, FieldKind, MetricPoint
+from coordinator.ports import StoreStatus
 from coordinator.progress import JobProgress
 from coordinator.rules.eligibility import Reason
 
@@ -24,18 +26,24 @@ Value = int | float | str
 Series = tuple[str, tuple[tuple[str, str], ...]]
 
 _COUNTERS = {(each.name, field.name) for each in CATALOGUE for field in each.fields if field.kind is FieldKind.COUNTER}
+_VEHICLES_EVERY = 6
 _VEHICLE_COLUMNS = ("rows_done", "energy_mwh", "pay_micro", "leases")
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """What the coordinator's outer parts measured; `refusals` are those that the core does not count itself."""
+    """What the coordinator's outer parts measured.
+
+    `waiting_ms` is how long telemetry has waited for the store, where it may wait on; `refusals` are those that the
+    core does not count itself.
+    """
 
     connected: bool
     telemetry: Delay
     messages: Delay
     commits: Delay
-    store_lag_ms: float
+    waiting_ms: float
+    store: StoreStatus
     events_waiting: int
     refusals: Counter[str]
 
@@ -78,10 +86,14 @@ class Observer:
                 for cause, waste in sorted(core.totals.waste.items())
             ),
             _point(metrics.ECONOMICS, now_ms, _economics(core)),
-            _point(metrics.SERVICE, now_ms, _service(service)),
+            _point(metrics.SERVICE, now_ms, _service(service, now_ms)),
             *(
                 _point(metrics.SERVICE_REFUSAL, now_ms, {"refused": count}, reason=reason)
                 for reason, count in sorted((core.refusals + service.refusals).items())
+            ),
+            *(
+                _point(metrics.SERVICE_STORE, now_ms, {"events": count}, event=event)
+                for event, count in sorted(service.store.counters.items())
             ),
         ]
         return self.latest
@@ -163,11 +175,15 @@ async def keep_observing(
     observer: Observer,
     service: Callable[[], ServiceState],
     clock_ms: Callable[[], int],
+    record: Callable[[Sequence[MetricPoint]], None],
     every_s: float,
 ) -> None:
-    """Observe until cancelled."""
-    while True:
-        observer.fleet_wide(service(), clock_ms())
+    """Observe until cancelled and hand what grew to `record`; vehicles every sixth time, for there may be many."""
+    for times in itertools.count():
+        before, now_ms = observer.latest, clock_ms()
+        record(growth(observer.fleet_wide(service(), now_ms), before))
+        if times % _VEHICLES_EVERY == 0:
+            record(observer.vehicles(now_ms))
         await asyncio.sleep(every_s)
 
 
@@ -256,7 +272,9 @@ def _economics(core: Core) -> dict[str, Value]:
     }
 
 
-def _service(service: ServiceState) -> dict[str, Value]:
+def _service(service: ServiceState, now_ms: int) -> dict[str, Value]:
+    oldest_ms = service.store.oldest_ms
+    spilled_ms = 0 if oldest_ms is None else now_ms - oldest_ms
     return {
         "connected": int(service.connected),
         "telemetry": service.telemetry.count,
@@ -265,7 +283,9 @@ def _service(service: ServiceState) -> dict[str, Value]:
         "messages": service.messages.count,
         "messages_wait_ms": service.messages.total_ms,
         "messages_wait_worst_ms": service.messages.take_worst_ms(),
-        "store_lag_ms": service.store_lag_ms,
+        "store_lag_ms": float(max(service.waiting_ms, spilled_ms)),
+        "store_waiting": service.store.lines_waiting,
+        "store_trouble": int(bool(service.store.trouble)),
         "commits": service.commits.count,
         "commits_ms": service.commits.total_ms,
         "commit_worst_ms": service.commits.take_worst_ms(),

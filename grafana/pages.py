@@ -240,13 +240,18 @@ ECONOMY = Dashboard(
         Panel(
             "Energy for a million rows",
             # A milliwatt-hour a row is a kilowatt-hour a million rows, and a micro-unit a row is a unit a million.
-            _over_time(ratio(ECONOMICS, "energy_mwh", "rows", "energy", "kilowatt-hour")),
+            (Query((ratio(ECONOMICS, "energy_mwh", "rows", "energy", "kilowatt-hour"),), when="rows"),),
         ),
         Panel(
             "Cost and pay for a million rows",
-            _over_time(
-                ratio(ECONOMICS, "energy_cost_micro", "rows", "cost of energy", "currency"),
-                ratio(ECONOMICS, "pay_micro", "rows", "pay", "currency"),
+            (
+                Query(
+                    (
+                        ratio(ECONOMICS, "energy_cost_micro", "rows", "cost of energy", "currency"),
+                        ratio(ECONOMICS, "pay_micro", "rows", "pay", "currency"),
+                    ),
+                    when="rows",
+                ),
             ),
         ),
         Panel(
@@ -306,26 +311,40 @@ SERVICE_PAGE = Dashboard(
         ),
         Panel(
             "Time to the acknowledgement",
-            _over_time(
-                ratio(SERVICE, "telemetry_wait_ms", "telemetry", "telemetry, mean", "millisecond"),
-                worst(SERVICE, "telemetry_wait_worst_ms", "telemetry, worst"),
-                ratio(SERVICE, "messages_wait_ms", "messages", "results, mean", "millisecond"),
-                worst(SERVICE, "messages_wait_worst_ms", "results, worst"),
+            (
+                Query(
+                    (
+                        ratio(SERVICE, "telemetry_wait_ms", "telemetry", "telemetry, mean", "millisecond"),
+                        worst(SERVICE, "telemetry_wait_worst_ms", "telemetry, worst"),
+                    ),
+                    when="telemetry",
+                ),
+                Query(
+                    (
+                        ratio(SERVICE, "messages_wait_ms", "messages", "results, mean", "millisecond"),
+                        worst(SERVICE, "messages_wait_worst_ms", "results, worst"),
+                    ),
+                    when="messages",
+                ),
             ),
             thresholds=(Threshold(10_000, "red"),),
         ),
         Panel("Store lag", _over_time(worst(SERVICE, "store_lag_ms", "oldest telemetry not stored"))),
+        Panel("Telemetry on disk", _over_time(worst(SERVICE, "store_waiting", "lines that wait for the store"))),
         Panel(
             "Commits of the ledger",
-            _over_time(
-                ratio(SERVICE, "commits_ms", "commits", "mean", "millisecond"),
-                worst(SERVICE, "commit_worst_ms", "worst"),
+            (
+                Query(
+                    (
+                        ratio(SERVICE, "commits_ms", "commits", "mean", "millisecond"),
+                        worst(SERVICE, "commit_worst_ms", "worst"),
+                    ),
+                    when="commits",
+                ),
             ),
             thresholds=(Threshold(1_000, "red"),),
         ),
-        Panel(
-            "Refused, by reason", _by("reason", total(SERVICE_REFUSAL, "refused")), width=24, stacked=True, bars=True
-        ),
+        Panel("Refused, by reason", _by("reason", total(SERVICE_REFUSAL, "refused")), stacked=True, bars=True),
     ),
 )
 

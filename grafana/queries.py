@@ -21,11 +21,12 @@ class Column:
 class Query:
     """Columns of one measurement over the dashboard's time range: by `$__interval`, or one value for all of it.
 
-    `legend` is Grafana's alias: `$col` is the column's name, `$tag_x` the value of tag x.
+    Points without growth of the counter `when` are left out, so that nothing is divided by zero.
     """
 
     columns: tuple[Column, ...]
     by_tag: str = ""
+    when: str = ""
     one_value: bool = False
     fill: str = "none"
     vehicle: bool = False
@@ -39,13 +40,15 @@ class Query:
 
     @property
     def legend(self) -> str:
-        """How Grafana names the series."""
+        """Grafana's alias: the column's name, or the value of the tag."""
         return f"$tag_{self.by_tag}" if self.by_tag else "$col"
 
     def text(self) -> str:
         """The query as it stands in the dashboard."""
         select = ", ".join(f'{column.text} AS "{column.name}"' for column in self.columns)
         where = "$timeFilter" + (" AND \"vehicle\" = '$vehicle'" if self.vehicle else "")
+        if self.when:
+            where += f' AND "{_counter(self.measurement, self.when).name}" > 0'
         groups = [] if self.one_value or self.limit else ["time($__interval)"]
         if self.by_tag:
             assert self.by_tag in self.measurement.tags

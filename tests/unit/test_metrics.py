@@ -13,7 +13,13 @@ def test_names_are_unique_and_no_field_is_called_like_a_tag() -> None:
 
 
 def test_tags_have_few_values_or_are_vehicles() -> None:
-    assert {tag for measurement in CATALOGUE for tag in measurement.tags} == {"vehicle", "region", "reason", "cause"}
+    assert {tag for measurement in CATALOGUE for tag in measurement.tags} == {
+        "vehicle",
+        "region",
+        "reason",
+        "cause",
+        "event",
+    }
     assert {measurement.name for measurement in CATALOGUE if not measurement.fleet_wide} == {
         "vehicle_state",
         "vehicle_work",

@@ -1,5 +1,6 @@
 """From the core's state to points: whole points, growth of counters, and only what the catalogue lists."""
 
+import asyncio
 from collections import Counter
 
 import pytest
@@ -8,7 +9,8 @@ from coordinator.core import Core
 from coordinator.delays import Delay
 from coordinator.events import JobSubmitted, ModelAdded, VehicleState
 from coordinator.metrics import CATALOGUE, FieldKind, MetricPoint
-from coordinator.observation import Observer, ServiceState, growth
+from coordinator.observation import Observer, ServiceState, growth, keep_observing
+from coordinator.ports import StoreStatus
 from fleet_wire.messages import Span, State
 from tests.unit.coordinator_scenes import MODEL, arrival, job, rows_of
 
@@ -21,7 +23,8 @@ def service(**changed: object) -> ServiceState:
         "telemetry": Delay(),
         "messages": Delay(),
         "commits": Delay(),
-        "store_lag_ms": 0.0,
+        "waiting_ms": 0.0,
+        "store": StoreStatus(counters={"written": 5}),
         "events_waiting": 0,
         "refusals": Counter(),
     }
@@ -145,3 +148,32 @@ def test_delays_are_summed_and_the_worst_is_said_once() -> None:
     assert (measured["telemetry"], measured["telemetry_wait_ms"]) == (11, 100.0)
     assert measured["telemetry_wait_worst_ms"] == 80.0
     assert fields_of(observer.fleet_wide(service(telemetry=waits), 1), "service")["telemetry_wait_worst_ms"] == 0.0
+
+
+def test_what_lies_on_disk_counts_as_not_stored() -> None:
+    away = StoreStatus("the server is away", lines_waiting=700, oldest_ms=1_000)
+    measured = fields_of(Observer(Core()).fleet_wide(service(store=away, waiting_ms=5.0), 61_000), "service")
+    assert (measured["store_lag_ms"], measured["store_waiting"], measured["store_trouble"]) == (60_000.0, 700, 1)
+    measured = fields_of(Observer(Core()).fleet_wide(service(waiting_ms=5.0), 61_000), "service")
+    assert (measured["store_lag_ms"], measured["store_waiting"], measured["store_trouble"]) == (5.0, 0, 0)
+
+
+async def test_observing_hands_over_growth_each_time_and_vehicles_every_sixth() -> None:
+    core = core_at_work()
+    recorded: list[list[MetricPoint]] = []
+    observing = asyncio.create_task(
+        keep_observing(
+            Observer(core), service, lambda: len(recorded), lambda points: recorded.append(list(points)), 0.0
+        )
+    )
+    while len(recorded) < 9:
+        await asyncio.sleep(0)
+        core.fleet.live("rows_done")[:] += 1
+    observing.cancel()
+    about_vehicles = [
+        place for place, points in enumerate(recorded) if {p.measurement for p in points} <= {"vehicle_work"}
+    ]
+    assert about_vehicles[:2] == [1, 8]
+    assert recorded[1] == []
+    assert [fields_of(points, "economics")["rows"] for points in (recorded[0], recorded[2])] == [4, 0]
+    assert {point.tags["vehicle"] for point in recorded[8]} == {"car-1", "car-2"}
