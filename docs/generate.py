@@ -1,6 +1,6 @@
-"""Writes what programs read of the protocol, from the code: asyncapi.yaml and owner-policy.schema.json. By `make docs`.
+"""Writes what programs read, from the code, by `make docs`: asyncapi.yaml and the schemas of policies and tariff files.
 
-Only puts together what fleet_wire says: names, bounds and descriptions stand there and nowhere else.
+Only puts together what the code says: names, bounds and descriptions stand there and nowhere else.
 """
 
 import inspect
@@ -12,12 +12,14 @@ from typing import Any
 import msgspec
 import yaml
 
+from coordinator.rules.tariff import TariffDocument
 from fleet_wire import codec, messages, policy
 from fleet_wire.codec import MessageKind
 from fleet_wire.topics import FleetTopics, VehicleChannel
 
 DOCUMENT = Path(__file__).with_name("asyncapi.yaml")
 POLICY_SCHEMA = Path(__file__).with_name("owner-policy.schema.json")
+TARIFF_SCHEMA = Path(__file__).with_name("tariff.schema.json")
 
 _TOPICS = FleetTopics("fleet")
 _PARAMETERS = {
@@ -242,10 +244,20 @@ def text() -> str:
 
 def policy_schema_text() -> str:
     """The JSON Schema of an owner's policy as it lies in the file."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Owner's policy of a vehicle"}
-    return json.dumps(schema | _tidy(msgspec.json.schema(policy.OwnerPolicy)), indent=2, ensure_ascii=False) + "\n"
+    return _schema_text("Owner's policy of a vehicle", policy.OwnerPolicy)
+
+
+def tariff_schema_text() -> str:
+    """The JSON Schema of a tariff file as it lies in the file."""
+    return _schema_text("What energy costs where and when", TariffDocument)
+
+
+def _schema_text(title: str, struct: type[msgspec.Struct]) -> str:
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}
+    return json.dumps(schema | _tidy(msgspec.json.schema(struct)), indent=2, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":
     DOCUMENT.write_text(text(), encoding="utf-8")
     POLICY_SCHEMA.write_text(policy_schema_text(), encoding="utf-8")
+    TARIFF_SCHEMA.write_text(tariff_schema_text(), encoding="utf-8")

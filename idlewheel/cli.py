@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from idlewheel.cli_lazy import Program
+from idlewheel.cli_tariff import tariff_app
 from idlewheel.errors import BadInput, IdlewheelError, JobFailed, Unreachable
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(tariff_app, name="tariff")
 
 Url = Annotated[
     str | None,

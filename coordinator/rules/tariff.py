@@ -91,6 +91,10 @@ class TariffDocument(Struct, frozen=True, forbid_unknown_fields=True):
 class Price(Protocol):
     """What a kilowatt-hour costs by time."""
 
+    @property
+    def known_until_ms(self) -> int | None:
+        """When the last price ends that is known; None for prices without an end."""
+
     def at(self, time_ms: int) -> int | None:
         """The price in micro-units, None where it is not known."""
 
@@ -98,6 +102,7 @@ class Price(Protocol):
 @dataclass(frozen=True, slots=True)
 class _Flat:
     micro_per_kwh: int
+    known_until_ms: None = None
 
     def at(self, _time_ms: int) -> int | None:
         return self.micro_per_kwh
@@ -110,6 +115,7 @@ class _Week:
     zone: ZoneInfo
     starts: tuple[int, ...]
     prices: tuple[int, ...]
+    known_until_ms: None = None
 
     def at(self, time_ms: int) -> int | None:
         local = datetime.fromtimestamp(time_ms / 1000, self.zone)
@@ -124,6 +130,10 @@ class _Series:
     starts_ms: tuple[int, ...]
     prices: tuple[int, ...]
     step_ms: int
+
+    @property
+    def known_until_ms(self) -> int:
+        return self.starts_ms[-1] + self.step_ms
 
     def at(self, time_ms: int) -> int | None:
         place = bisect_right(self.starts_ms, time_ms) - 1

@@ -222,6 +222,11 @@ def test_the_schema_of_the_policy_is_the_generated_one() -> None:
     assert written == generator().policy_schema_text(), "run `make docs`"
 
 
+def test_the_schema_of_tariff_files_is_the_generated_one() -> None:
+    written = (DOCS / "tariff.schema.json").read_text(encoding="utf-8")
+    assert written == generator().tariff_schema_text(), "run `make docs`"
+
+
 def test_every_reference_in_it_leads_somewhere() -> None:
     def walk(node: Any) -> None:
         if isinstance(node, dict):
