@@ -48,13 +48,15 @@ async def connect(options: ConnectOptions) -> "Session":
 class Session(asyncio.Protocol):
     """An open connection. Made by `connect`; one task may receive, any number may publish.
 
-    The methods of asyncio.Protocol (`data_received` and its like) are for the event loop alone.
+    The methods of asyncio.Protocol (`data_received` and its like) are for the event loop alone. `bytes_moved` counts
+    what was sent and received.
     """
 
     server: ServerLimits
 
     def __init__(self, options: ConnectOptions, loop: asyncio.AbstractEventLoop) -> None:
         self.opened: asyncio.Future[None] = loop.create_future()
+        self.bytes_moved = 0
         self._options = options
         self._loop = loop
         self._framer = Framer(options.max_packet_size)
@@ -243,6 +245,7 @@ class Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take all packets that are complete; one wake-up for all messages among them."""
         self._heard_at_s = self._loop.time()
+        self.bytes_moved += len(data)
         for packet in self._framer.feed(data):
             if type(packet) is mqtt5.PublishPacket:
                 self._on_publish(packet)
@@ -328,6 +331,7 @@ class Session(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None and self._closed is None:
+            self.bytes_moved += len(data)
             self._transport.write(data)
 
     def _flush_soon(self) -> None:

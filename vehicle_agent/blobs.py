@@ -21,10 +21,14 @@ _OK, _PARTIAL, _BAD_RANGE, _TOO_MANY, _SERVER = 200, 206, 416, 429, 500
 
 
 class Blobs:
-    """The coordinator's blob store. `url` follows the coordinator; it is empty until one was heard of."""
+    """The coordinator's blob store. `url` follows the coordinator; it is empty until one was heard of.
+
+    `bytes_moved` counts the bodies that were sent and received, whatever became of them.
+    """
 
     def __init__(self, url: str, random: Random) -> None:
         self.url = url
+        self.bytes_moved = 0
         self._random = random
         self._client: httpx.AsyncClient | None = None
 
@@ -56,6 +60,7 @@ class Blobs:
         problem = "no attempt"
         for attempt in range(_ATTEMPTS):
             await self._wait(attempt)
+            self.bytes_moved += len(data)
             try:
                 answer = await self._http().put(f"{self.url}{path}", content=data)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -90,6 +95,7 @@ class Blobs:
                 raise _Refused(f"HTTP {answer.status_code}", is_final=_is_final(answer.status_code))
             async for piece in answer.aiter_bytes():
                 have += len(piece)
+                self.bytes_moved += len(piece)
                 if have > ref.size:
                     _restart(sink)
                     raise _Refused(f"it has more than the {ref.size} bytes that were promised", is_final=True)

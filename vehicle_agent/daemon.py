@@ -13,7 +13,6 @@ from random import Random
 from typing import Any, assert_never
 
 import msgspec
-from msgspec import UNSET
 
 from fleet_link import LinkError, OutboxFull, SpanSink, Tracer
 from fleet_link import Message as LinkMessage
@@ -22,11 +21,13 @@ from fleet_wire.bundle import decode_bundle, encode_bundle
 from fleet_wire.codec import CAPS, RESULT, STATE, TELEMETRY, MessageKind
 from fleet_wire.errors import WireError
 from fleet_wire.messages import BlobRef, Caps, CoordinatorState, Notice, Rebirth, Refusal, State, Task, Telemetry
+from fleet_wire.policy import OwnerPolicy
 from fleet_wire.signals import Signals, check_numbers
 from fleet_wire.tensors import encode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
 from fleet_wire.trace import trace_of
 from vehicle_agent.blobs import Blobs
+from vehicle_agent.consent import Consent, utc_offset_ms
 from vehicle_agent.errors import BlobUnavailable
 from vehicle_agent.events import (
     BatchFailed,
@@ -44,6 +45,7 @@ from vehicle_agent.events import (
     ModelArrived,
     ModelUnavailable,
     OutboxFilled,
+    PolicyChanged,
     Run,
     Send,
     ShutDown,
@@ -55,11 +57,13 @@ from vehicle_agent.events import (
 from vehicle_agent.frames import Load, RunBatch
 from vehicle_agent.inference import Inference
 from vehicle_agent.link import EpochBehind, stay_connected
-from vehicle_agent.mailbox import Mailbox
+from vehicle_agent.mailbox import Mailbox, PolicyOffered
 from vehicle_agent.models import ModelCache
+from vehicle_agent.month_bytes import MonthBytes
 from vehicle_agent.outbox import Outbox
 from vehicle_agent.pace import PaceLimits
 from vehicle_agent.policy import first_reason
+from vehicle_agent.power import PowerMeter
 from vehicle_agent.presence import EpochFile, TelemetryStream
 from vehicle_agent.results import ByReference
 from vehicle_agent.session import Session, SessionLimits
@@ -75,6 +79,8 @@ _TICK_S = 0.02
 _FETCHES_AT_ONCE = 4
 _TOPIC_BYTES = 1024  # of a packet: topic, content type and the rest that is not payload
 _MODELS_TOLD = 1024
+# Until coordinators publish policies, a car without one works as if its owner had agreed.
+_ASSUMED = OwnerPolicy(version=0, owner="assumed", purposes=["", "general"])
 _URGENT = ("refusal", "plugged", "moving", "opted_in")
 
 
@@ -131,7 +137,12 @@ class _Agent:
         self._counters = counters
         self._topics = FleetTopics(settings.fleet)
         self._mailbox = Mailbox(settings.fleet, settings.vehicle, settings.max_packet_bytes)
-        self._session = Session(_session_limits(settings), counters=counters)
+        self._consent = Consent.open(settings.data_dir / "policy", counters)
+        self._month_bytes = MonthBytes.open(settings.data_dir / "month_bytes")
+        self._bytes_counted = 0
+        self._power = PowerMeter(settings.compute_power_w, settings.awake_power_w)
+        policy = self._consent.policy or _ASSUMED
+        self._session = Session(_session_limits(settings), policy=policy, counters=counters)
         self._traces = TaskTraces(tracer, settings.vehicle)
         self._outbox = Outbox(spool, counters, lambda full: self.handle(OutboxFilled(full)))
         self._inference = Inference(group, threads=settings.threads, niceness=settings.niceness, on_event=self.handle)
@@ -271,16 +282,28 @@ class _Agent:
 
     def _sense(self, now_ms: int) -> None:
         signals = self._read(now_ms)
-        reason = first_reason(signals, self._settings.policy, willing=self._session.reason is None)
-        power_w = signals.compute_power_w
-        # A car that does not measure, or has not measured since the work began, is taken to draw what is set.
-        known_w = power_w if power_w is not UNSET and power_w > 0 else self._settings.compute_power_w
-        self.handle(Judged(reason, known_w))
+        signals.link_month_bytes = self._count_bytes(now_ms)
+        self._power.learn(signals)
+        policy = self._consent.policy or _ASSUMED
+        reason = first_reason(
+            msgspec.structs.replace(signals, compute_power_w=self._power.compute_w),
+            policy,
+            self._settings.limits,
+            now_ms=now_ms,
+            utc_offset_ms=utc_offset_ms(policy, now_ms),
+            willing=self._session.reason is None,
+        )
+        self.handle(Judged(reason, self._power.compute_w, self._power.awake_w))
         self.handle(Tick())
         signals.refusal = "" if reason is None else reason.value
         signals.free_slots = self._session.free_slots
         self._signals = signals
         self._report(now_ms)
+
+    def _count_bytes(self, now_ms: int) -> int:
+        moved = self._blobs.bytes_moved + (0 if self._link is None else self._link.bytes_moved)
+        new, self._bytes_counted = moved - self._bytes_counted, moved
+        return self._month_bytes.add(new, now_ms)
 
     def _read(self, now_ms: int) -> Signals:
         try:
@@ -317,7 +340,7 @@ class _Agent:
         self._tell(VehicleChannel.TELE, TELEMETRY, document, retain=False)
 
     def _tell_caps(self) -> None:
-        caps = _caps(self._settings, self._epoch, self._models.digests())
+        caps = _caps(self._settings, self._epoch, self._consent.version, self._models.digests())
         if self._link is not None and caps != self._caps:
             self._caps = caps
             self._tell(VehicleChannel.CAPS, CAPS, caps, retain=True)
@@ -358,6 +381,8 @@ class _Agent:
                     self._received(message)
                 link.acknowledge(messages)
         except (LinkError, EpochBehind):
+            self._count_bytes(_now_ms())
+            self._bytes_counted -= link.bytes_moved
             self._link = self._telemetry = None
             self._outbox.offline()
             raise
@@ -374,6 +399,11 @@ class _Agent:
         match mail:
             case State(online, epoch):
                 self._saw_own_state(epoch, online=online)
+            case PolicyOffered(policy):
+                if self._consent.take(policy):
+                    self.handle(PolicyChanged(policy or _ASSUMED))
+                    self._sense(_now_ms())
+                    self._tell_caps()
             case CoordinatorState(online, _, http_url):
                 self._saw_coordinator(http_url, online=online)
             case Rebirth():
@@ -428,6 +458,8 @@ class _Agent:
             topic = self._topics.vehicle(self._settings.vehicle, VehicleChannel.STATE)
             await self._within(link.publish(topic, state, retain=True, content_type=STATE.content_type))
             await link.close()
+        self._count_bytes(_now_ms())
+        self._month_bytes.close()
         self._outbox.offline()
         await self._inference.close()
 
@@ -443,12 +475,11 @@ def _session_limits(settings: AgentSettings) -> SessionLimits:
         input_bytes=settings.input_bytes,
         worker_models=settings.worker_models,
         worker_idle_ms=int(settings.worker_idle_s * 1000),
-        consent_version=settings.consent_version,
         pace=PaceLimits(settings.first_batch_rows, settings.max_batch_rows, target_ms=settings.batch_target_ms),
     )
 
 
-def _caps(settings: AgentSettings, epoch: int, models: list[str]) -> Caps:
+def _caps(settings: AgentSettings, epoch: int, consent_version: int, models: list[str]) -> Caps:
     return Caps(
         epoch=epoch,
         agent_version=_version("idlewheel"),
@@ -457,7 +488,7 @@ def _caps(settings: AgentSettings, epoch: int, models: list[str]) -> Caps:
         runtime_version=_version("onnxruntime"),
         threads=settings.threads,
         slots=settings.slots,
-        consent_version=settings.consent_version,
+        consent_version=consent_version,
         region=settings.region,
         models=models[-_MODELS_TOLD:],
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fleet_wire.messages import BlobRef, Failure, Refusal, Rows, Task
+from fleet_wire.policy import OwnerPolicy
 from fleet_wire.tensors import Array
 from vehicle_agent.policy import IneligibleReason
 from vehicle_agent.results import ByReference
@@ -27,6 +28,7 @@ __all__ = [
     "ModelUnavailable",
     "ModelUnusable",
     "OutboxFilled",
+    "PolicyChanged",
     "Run",
     "Send",
     "ShutDown",
@@ -47,10 +49,21 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The car's own policy has spoken: None means that it may work. `power_w` is what computing draws above idle."""
+    """The car's own rules have spoken: None means that it may work.
+
+    `compute_w` is what computing draws above idle, `awake_w` what the car draws only because work keeps it awake.
+    """
 
     reason: IneligibleReason | None
-    power_w: float
+    compute_w: float
+    awake_w: float
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChanged:
+    """The owner's policy is another one from now on, None when there is none; what relied on the last one ends."""
+
+    policy: OwnerPolicy | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,6 +185,7 @@ class Tick:
 Event = (
     Connected
     | Judged
+    | PolicyChanged
     | TaskOffered
     | JobCancelled
     | Drained

@@ -3,15 +3,24 @@
 from dataclasses import dataclass, field
 from typing import Protocol, assert_never
 
-from fleet_wire.codec import CONTROL, COORDINATOR, STATE, TASK, Control
+from fleet_wire.codec import CONTROL, COORDINATOR, POLICY, STATE, TASK, Control
 from fleet_wire.errors import WireError, WireFault
 from fleet_wire.messages import Cancel, CoordinatorState, Drain, Notice, Rebirth, Refusal, RefusalReason, State
+from fleet_wire.policy import OwnerPolicy
 from fleet_wire.topics import FleetTopics, JobTopic, VehicleChannel, parse_topic
 from vehicle_agent.events import Drained, Event, JobCancelled, TaskOffered
 
-__all__ = ["Mail", "Mailbox"]
+__all__ = ["Mail", "Mailbox", "PolicyOffered"]
 
-Mail = Event | State | CoordinatorState | Rebirth | Notice
+
+@dataclass(frozen=True, slots=True)
+class PolicyOffered:
+    """The owner's policy came in; None says that there is none any more."""
+
+    policy: OwnerPolicy | None
+
+
+Mail = Event | PolicyOffered | State | CoordinatorState | Rebirth | Notice
 
 _REASONS = {
     WireFault.UNKNOWN_VERSION: RefusalReason.UNKNOWN_VERSION,
@@ -38,6 +47,7 @@ class Mailbox:
     _task: str = field(init=False)
     _control: str = field(init=False)
     _state: str = field(init=False)
+    _policy: str = field(init=False)
     _coordinators: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,12 +55,13 @@ class Mailbox:
         self._task = topics.vehicle(self.vehicle, VehicleChannel.TASK)
         self._control = topics.vehicle(self.vehicle, VehicleChannel.CTL)
         self._state = topics.vehicle(self.vehicle, VehicleChannel.STATE)
+        self._policy = topics.vehicle(self.vehicle, VehicleChannel.POLICY)
         self._coordinators = topics.every_coordinator()
 
     @property
     def filters(self) -> list[tuple[str, int]]:
         """What to subscribe to, each with its quality of service."""
-        return [(name, 1) for name in (self._task, self._control, self._state, self._coordinators)]
+        return [(name, 1) for name in (self._policy, self._task, self._control, self._state, self._coordinators)]
 
     def read(self, message: _Message) -> Mail:
         """Return what a message means. Raise WireError, and nothing else."""
@@ -63,6 +74,8 @@ class Mailbox:
             return self._read_control(payload, content_type)
         if topic == self._state:
             return STATE.decode(payload, content_type)
+        if topic == self._policy:
+            return PolicyOffered(POLICY.decode(payload, content_type) if payload else None)
         before, _, after = self._coordinators.partition("+")
         if topic.startswith(before) and topic.endswith(after):
             return COORDINATOR.decode(payload, content_type)

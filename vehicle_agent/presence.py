@@ -1,6 +1,5 @@
 """What the vehicle says about itself: its epoch, and its telemetry as snapshots and deltas. Never sends it."""
 
-import os
 from copy import copy
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from msgspec import UNSET
 
 from fleet_wire.messages import Telemetry
 from fleet_wire.signals import SIGNAL_PATHS, Signals, changed_signals
+from vehicle_agent.disk import write_whole
 
 __all__ = ["EpochFile", "TelemetryStream"]
 
@@ -36,12 +36,7 @@ class EpochFile:
             return 0
 
     def _write(self, epoch: int) -> None:
-        new = self._path.with_suffix(".new")
-        with new.open("w", encoding="ascii") as file:
-            file.write(str(epoch))
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._path)
+        write_whole(self._path, str(epoch).encode())
 
 
 class TelemetryStream:

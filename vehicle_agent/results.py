@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from fleet_wire.messages import Rows, Span
 from fleet_wire.tensors import Array, dtype_name, encode_tensors, tensor_bytes
 
-__all__ = ["ByReference", "Gathered", "message_bytes"]
+__all__ = ["NJ_PER_MWH", "ByReference", "Gathered", "message_bytes"]
+
+NJ_PER_MWH = 3_600_000_000
 
 _SPAN_BYTES = 32  # a span never takes more: three integers of up to nine bytes, and heads
 _HEAD_BYTES = 256
@@ -27,22 +29,22 @@ class ByReference:
 
 @dataclass(slots=True)
 class Gathered:
-    """Rows of one job that are computed and not yet sent."""
+    """Rows of one job that are computed and not yet sent. Energy is in whole nanojoules, so that sums are exact."""
 
     since_ms: int
     spans: list[Span] = field(default_factory=list)
     outputs: list[dict[str, Array]] = field(default_factory=list)
     bytes_held: int = 0
     compute_ms: float = 0.0
-    energy_mwh: float = 0.0
+    energy_nj: int = 0
 
-    def add(self, spans: list[Span], outputs: dict[str, Array], *, compute_ms: float, energy_mwh: float) -> None:
+    def add(self, spans: list[Span], outputs: dict[str, Array], *, compute_ms: float, energy_nj: int) -> None:
         """Append rows."""
         self.spans += spans
         self.outputs.append(outputs)
         self.bytes_held += message_bytes(spans, outputs)
         self.compute_ms += compute_ms
-        self.energy_mwh += energy_mwh
+        self.energy_nj += energy_nj
 
     def takes(self, outputs: dict[str, Array]) -> bool:
         """Say whether rows with these outputs can follow: a model may give another shape to each batch."""
@@ -52,8 +54,8 @@ class Gathered:
             for name, array in outputs.items()
         )
 
-    def messages(self, job: str, epoch: int, max_bytes: int, spare_mwh: float) -> list[Rows | ByReference]:
-        """All that was gathered, in as few messages as fit; `spare_mwh` is the fraction that was not told yet.
+    def messages(self, job: str, epoch: int, max_bytes: int, spare_nj: int) -> list[Rows | ByReference]:
+        """All that was gathered, in as few messages as fit; `spare_nj` is the energy too small to be told yet.
 
         When a single row does not fit, all travel as one blob.
         """
@@ -62,14 +64,13 @@ class Gathered:
         sizes = _row_sizes(outputs, count, self.spans)
         room = max_bytes - _HEAD_BYTES - _TENSOR_BYTES * len(outputs)
         if sizes.max(initial=0) > room:
-            whole = Rows(
-                job, epoch, self.spans, compute_ms=self.compute_ms, energy_mwh=int(self.energy_mwh + spare_mwh)
-            )
+            whole_mwh = (self.energy_nj + spare_nj) // NJ_PER_MWH
+            whole = Rows(job, epoch, self.spans, compute_ms=self.compute_ms, energy_mwh=whole_mwh)
             return [ByReference(whole, outputs)]
         messages: list[Rows | ByReference] = []
         told = 0
         for start, stop, spans in _cut(self.spans, _bounds(sizes, room)):
-            whole_mwh = int(self.energy_mwh * stop / count + spare_mwh)
+            whole_mwh = (self.energy_nj * stop // count + spare_nj) // NJ_PER_MWH
             messages.append(
                 Rows(
                     job,

@@ -15,6 +15,7 @@ import numpy as np
 
 from fleet_wire.errors import WireError, WireFault
 from fleet_wire.messages import BlobRef, Failure, Refusal, RefusalReason, Rows, Task
+from fleet_wire.policy import OwnerPolicy
 from fleet_wire.tensors import Array, decode_tensors
 from vehicle_agent.events import (
     BatchFailed,
@@ -36,6 +37,7 @@ from vehicle_agent.events import (
     ModelUnavailable,
     ModelUnusable,
     OutboxFilled,
+    PolicyChanged,
     Run,
     Send,
     ShutDown,
@@ -46,8 +48,8 @@ from vehicle_agent.events import (
 )
 from vehicle_agent.holding import Holding, Piece, layout_of
 from vehicle_agent.pace import Pace, PaceLimits
-from vehicle_agent.policy import IneligibleReason, refusal_reason
-from vehicle_agent.results import Gathered
+from vehicle_agent.policy import IneligibleReason, refusal_reason, task_objection
+from vehicle_agent.results import NJ_PER_MWH, Gathered
 
 __all__ = ["Session", "SessionLimits"]
 
@@ -55,7 +57,7 @@ _CHUNKS_IN_REFUSAL = 8192
 _DEATHS_IN_A_ROW = 3
 _MAX_DETAIL = 1000
 _MAX_ERROR = 4000
-_MS_PER_HOUR_AND_MILLI = 3600.0
+_NJ_PER_MJ = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,6 @@ class SessionLimits:
     pipe_batches: int = 2
     gather_ms: int = 100
     worker_idle_ms: int = 300_000
-    consent_version: int = 0
     pace: PaceLimits = field(default_factory=PaceLimits)
 
 
@@ -108,14 +109,16 @@ class Session:
     """All leases of one vehicle, from offer to end."""
 
     limits: SessionLimits = field(default_factory=SessionLimits)
+    policy: OwnerPolicy | None = None
     epoch: int = 0
     max_bytes: int = 64 * 1024
-    reason: IneligibleReason | None = IneligibleReason.SIGNAL_MISSING
+    reason: IneligibleReason | None = IneligibleReason.TELEMETRY_MISSING
     draining: bool = False
     open_leases: int = 0
     counters: Counter[str] = field(default_factory=Counter)
-    _power_w: float = 0.0
-    _spare_mwh: float = 0.0
+    _compute_w: float = 0.0
+    _awake_w: float = 0.0
+    _spare_nj: int = 0
     _paused: bool = False
     _bytes_held: int = 0
     _jobs: dict[str, _Job] = field(default_factory=dict)
@@ -157,9 +160,13 @@ class Session:
                 return self._task_offered(task, now_ms)
             case Tick():
                 return self._tick(now_ms)
-            case Judged(reason, power_w):
-                self._power_w = power_w
+            case Judged(reason, compute_w, awake_w):
+                self._compute_w, self._awake_w = compute_w, awake_w
                 return self._judged(reason)
+            case PolicyChanged(policy):
+                self.policy = policy
+                detail = "the consent that it relied on does not hold any more"
+                return [*self._kill_worker(), *self._refuse_all(RefusalReason.CONSENT_MISSING, detail)]
             case Connected(epoch, max_bytes):
                 commands = self._refuse_all(RefusalReason.LEAVING, "the connection that granted it has ended")
                 self.epoch, self.max_bytes, self.draining = epoch, max_bytes, False
@@ -236,15 +243,13 @@ class Session:
     def _objection(self, task: Task, now_ms: int) -> RefusalReason | None:
         if task.epoch != self.epoch:
             return RefusalReason.STALE_EPOCH
-        if task.consent_version != self.limits.consent_version:
-            return RefusalReason.CONSENT_MISSING
         if self.draining:
             return RefusalReason.DRAINING
         if self.reason is not None:
             return refusal_reason(self.reason, held=False)
         if task.deadline_ms <= now_ms:
             return RefusalReason.EXPIRED
-        return None
+        return task_objection(task, self.policy)
 
     def _refuse_task(self, task: Task, reason: RefusalReason, detail: str = "") -> list[Command]:
         """Refuse all leases of a task, but for chunks that are held already under an earlier one."""
@@ -386,19 +391,23 @@ class Session:
         if gathered is None:
             gathered = self._gathered[job] = Gathered(now_ms)
         rows = sum(piece.rows for piece in pieces)
-        share = rows / batch_rows
         gathered.add(
             [span for piece in pieces for span in piece.holding.spans(piece.start, piece.stop)],
             outputs,
-            compute_ms=event.compute_ms * share,
-            # Waiting for a processor that others use draws no power for us.
-            energy_mwh=event.processor_ms * share * self._power_w / _MS_PER_HOUR_AND_MILLI,
+            compute_ms=event.compute_ms * rows / batch_rows,
+            energy_nj=self._energy_nj(event) * rows // batch_rows,
         )
         self._end_rows(job, pieces)
         idle = job not in self._jobs or not (self._jobs[job].waiting or self._running)
         if idle or gathered.bytes_held >= self.max_bytes or event.compute_ms >= self.limits.gather_ms:
             commands += self._flush(job)
         return commands
+
+    def _energy_nj(self, event: BatchRan) -> int:
+        """What a batch took above what the car would have used anyway; W times ms are mJ."""
+        # Waiting for a processor that others use draws no power for us, but the car is awake all the while.
+        taken_mj = event.processor_ms * self._compute_w + event.compute_ms * self._awake_w
+        return round(taken_mj * _NJ_PER_MJ)
 
     def _batch_failed(self, error: str, *, by_row: bool) -> list[Command]:
         """Run the rows of a failed batch one by one; fail the one that failed by itself."""
@@ -484,8 +493,8 @@ class Session:
         gathered = self._gathered.pop(job, None)
         if gathered is None:
             return []
-        messages = gathered.messages(job, self.epoch, self.max_bytes, self._spare_mwh)
-        self._spare_mwh = (self._spare_mwh + gathered.energy_mwh) % 1.0
+        messages = gathered.messages(job, self.epoch, self.max_bytes, self._spare_nj)
+        self._spare_nj = (self._spare_nj + gathered.energy_nj) % NJ_PER_MWH
         return [Send(message) if isinstance(message, Rows) else message for message in messages]
 
     def _fail_model(self, digest: str, error: str) -> list[Command]:

@@ -7,13 +7,13 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fleet_wire.codec import MAX_PACKET_BYTES
-from vehicle_agent.policy import Policy
+from vehicle_agent.policy import CarLimits
 
 __all__ = ["AgentSettings"]
 
 
 class AgentSettings(BaseSettings):
-    """Where the agent connects, what it may use, and when it may work (`policy`, as POLICY__CHARGE_START_PERCENT)."""
+    """Where the agent connects, what it may use, and its maker's limits (as LIMITS__BATTERY_STOP_C)."""
 
     model_config = SettingsConfigDict(env_prefix="IDLEWHEEL_AGENT_", env_nested_delimiter="__", frozen=True)
 
@@ -34,14 +34,14 @@ class AgentSettings(BaseSettings):
     max_packet_bytes: int = Field(MAX_PACKET_BYTES, ge=4096)
     http_url: str = Field("", description="overrides where the coordinator says that blobs are")
 
-    policy: Policy = Policy()
-    consent_version: int = Field(0, ge=0)
+    limits: CarLimits = CarLimits()
     region: str = Field("", max_length=64)
 
     threads: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) - 1), ge=1)
     niceness: int = Field(10, ge=0, le=19)
     slots: int = Field(1024, ge=1, le=65535)
     compute_power_w: float = Field(25.0, ge=0, description="above idle, where the car does not measure it")
+    awake_power_w: float = Field(260.0, ge=0, description="of a car that is awake, where it does not measure it")
     batch_target_ms: float = Field(100.0, gt=0)
     first_batch_rows: int = Field(8, ge=1)
     max_batch_rows: int = Field(4096, ge=1)

@@ -55,9 +55,13 @@ class Car:
             plugged=True,
             charge_percent=80.0,
             battery_temperature_c=20.0,
+            cabin_temperature_c=20.0,
             compute_temperature_c=30.0,
             link_metered=False,
             opted_in=True,
+            update_pending=False,
+            camp_mode=False,
+            sentry_mode=False,
         )
         self.computing: list[bool] = []
         self._changed = asyncio.Event()

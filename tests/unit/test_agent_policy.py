@@ -1,85 +1,162 @@
-"""The car's own rules: every reason, their order, hysteresis, and closed when a signal is missing."""
+"""The car's own rules: each reason on both sides of its threshold, their order, and closed to what is not known."""
+
+import json
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from msgspec import UNSET
 
-from fleet_wire.messages import RefusalReason
+from fleet_wire.messages import BlobRef, Lease, RefusalReason, Task
+from fleet_wire.policy import Hours, LinkRules, OwnerPolicy
 from fleet_wire.signals import Signals
-from vehicle_agent.policy import IneligibleReason, Policy, first_reason, refusal_reason
+from vehicle_agent.policy import CarLimits, IneligibleReason, first_reason, refusal_reason, task_objection
 
-GOOD = Signals(
-    moving=False,
-    plugged=True,
-    charge_percent=50.0,
-    battery_temperature_c=20.0,
-    compute_temperature_c=40.0,
-    link_metered=False,
-    opted_in=True,
+# What coordinator and car must decide alike. A signal that is null there was never told.
+SHARED = json.loads((Path(__file__).parents[1] / "owner_rules.json").read_text(encoding="utf-8"))
+BASE = SHARED["base"]
+GOOD = Signals(**BASE["signals"])
+AGREED = msgspec.convert(BASE["policy"], OwnerPolicy)
+# All rules object; each change takes the first of them away, in the order of the reasons.
+BAD_SIGNALS = Signals(
+    moving=True,
+    plugged=False,
+    charging=False,
+    charge_percent=5.0,
+    battery_temperature_c=90.0,
+    battery_power_w=-260.0,
+    cabin_temperature_c=90.0,
+    link_metered=True,
+    link_rate_mbps=0.1,
+    link_month_bytes=10**9,
+    compute_temperature_c=99.0,
+    compute_power_w=200.0,
+    opted_in=False,
+    update_pending=True,
+    camp_mode=True,
+    sentry_mode=True,
 )
-BAD = {
-    "opted_in": (False, IneligibleReason.OWNER_OPTED_OUT),
-    "moving": (True, IneligibleReason.MOVING),
-    "plugged": (False, IneligibleReason.NOT_PLUGGED_IN),
-    "charge_percent": (10.0, IneligibleReason.CHARGE_TOO_LOW),
-    "battery_temperature_c": (60.0, IneligibleReason.BATTERY_TOO_HOT),
-    "compute_temperature_c": (95.0, IneligibleReason.COMPUTE_TOO_HOT),
-    "link_metered": (True, IneligibleReason.LINK_METERED),
+BAD_POLICY = OwnerPolicy(
+    version=1,
+    owner="ada",
+    purposes=[],
+    revoked=True,
+    hours=[Hours([6], 0, 15)],
+    departure_charge_percent=80.0,
+    charge_coincident_only=True,
+    link=LinkRules(least_mbps=5.0, month_bytes=10**6),
+    power_cap_w=20.0,
+)
+CURES: dict[IneligibleReason, dict[str, Any]] = {
+    IneligibleReason.CONSENT_REVOKED: {"revoked": False},
+    IneligibleReason.OWNER_OPTED_OUT: {"opted_in": True},
+    IneligibleReason.NOT_PARKED: {"moving": False},
+    IneligibleReason.NOT_PLUGGED_IN: {"plugged": True},
+    IneligibleReason.UPDATE_PENDING: {"update_pending": False},
+    IneligibleReason.CAMP_MODE: {"camp_mode": False},
+    IneligibleReason.SENTRY_MODE: {"sentry_mode": False},
+    IneligibleReason.OUTSIDE_HOURS: {"hours": []},
+    IneligibleReason.CHARGE_TOO_LOW: {"charge_floor_percent": 0.0},
+    IneligibleReason.DEPARTURE_GUARD: {"charge_percent": 90.0},
+    IneligibleReason.BATTERY_TOO_HOT: {"battery_temperature_c": 20.0},
+    IneligibleReason.COMPUTE_TOO_HOT: {"compute_temperature_c": 20.0},
+    IneligibleReason.CABIN_TOO_HOT: {"cabin_temperature_c": 20.0},
+    IneligibleReason.LINK_METERED: {"link_metered": False},
+    IneligibleReason.LINK_WEAK: {"link_rate_mbps": 50.0},
+    IneligibleReason.LINK_BUDGET_SPENT: {"link_month_bytes": 0},
+    IneligibleReason.NOT_CHARGING: {"charging": True},
+    IneligibleReason.POWER_OVER_CAP: {"power_cap_w": None},
 }
 
 
-def test_a_parked_plugged_cool_and_willing_car_may_work() -> None:
-    assert first_reason(GOOD, Policy(), willing=False) is None
+def reason_of(signals: Signals, policy: OwnerPolicy | None, *, willing: bool = False) -> IneligibleReason | None:
+    return first_reason(signals, policy, CarLimits(), now_ms=BASE["now_ms"], utc_offset_ms=0, willing=willing)
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_each_signal_alone_can_forbid_it(name: str) -> None:
-    value, reason = BAD[name]
-    assert first_reason(msgspec.structs.replace(GOOD, **{name: value}), Policy(), willing=True) is reason
+def offered(**fields: Any) -> Task:
+    given: dict[str, Any] = {
+        "job": "j",
+        "epoch": 1,
+        "model": BlobRef("a" * 64, 1, "/x"),
+        "deadline_ms": 1,
+        "consent_version": AGREED.version,
+        "leases": [Lease(0, 0, 1)],
+        "purpose": "general",
+    }
+    return Task(**(given | fields))
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_a_missing_signal_forbids_it(name: str) -> None:
-    signals = msgspec.structs.replace(GOOD, **{name: UNSET})
-    assert first_reason(signals, Policy(), willing=True) is IneligibleReason.SIGNAL_MISSING
+@pytest.mark.parametrize("case", SHARED["cases"], ids=lambda case: case["name"])
+def test_the_car_decides_as_the_shared_table_says(case: dict[str, Any]) -> None:
+    told = {name: UNSET if value is None else value for name, value in case.get("signals", {}).items()}
+    policy = msgspec.convert(BASE["policy"] | case.get("policy", {}), OwnerPolicy)
+    reason = first_reason(
+        msgspec.structs.replace(GOOD, **told),
+        policy,
+        CarLimits(),
+        now_ms=BASE["now_ms"],
+        utc_offset_ms=case.get("utc_offset_ms", 0),
+        willing=case.get("working", False),
+    )
+    prices = {name: case.get(name, BASE[name]) for name in ("energy_micro_per_kwh", "pay_micro_per_h")}
+    assert (reason or task_objection(offered(**prices), policy)) == case["reason"]
 
 
-def test_the_first_of_several_reasons_is_told_in_the_declared_order() -> None:
-    left = dict(BAD)
-    told = []
-    while left:
-        signals = msgspec.structs.replace(GOOD, **{name: value for name, (value, _) in left.items()})
-        reason = first_reason(signals, Policy(), willing=True)
-        told.append(reason)
-        left = {name: bad for name, bad in left.items() if bad[1] is not reason}
-    assert told == [reason for reason in IneligibleReason if reason is not IneligibleReason.SIGNAL_MISSING]
+def test_without_a_policy_there_is_no_work() -> None:
+    assert reason_of(GOOD, None) is IneligibleReason.CONSENT_MISSING
+    assert task_objection(offered(), None) is RefusalReason.CONSENT_MISSING
+
+
+def test_a_car_of_which_nothing_is_known_says_that() -> None:
+    assert reason_of(Signals(compute_temperature_c=30.0), AGREED) is IneligibleReason.TELEMETRY_MISSING
+    assert reason_of(Signals(), None) is IneligibleReason.TELEMETRY_MISSING
+
+
+def test_the_first_of_all_reasons_is_told_in_the_declared_order() -> None:
+    signals, policy = BAD_SIGNALS, BAD_POLICY
+    for expected, cure in CURES.items():
+        assert reason_of(signals, policy) is expected
+        ((name, value),) = cure.items()
+        if hasattr(policy, name):
+            policy = msgspec.structs.replace(policy, **{name: value})
+        else:
+            signals = msgspec.structs.replace(signals, **{name: value})
+    assert reason_of(signals, policy) is None
+    assert list(CURES) == list(IneligibleReason)[2:]
+
+
+def test_a_battery_without_capacity_cannot_keep_a_promise() -> None:
+    signals = msgspec.structs.replace(GOOD, battery_capacity_kwh=0.0, departure_ms=BASE["now_ms"] + 1)
+    policy = msgspec.structs.replace(AGREED, departure_charge_percent=90.0)
+    assert reason_of(signals, policy) is IneligibleReason.DEPARTURE_GUARD
+
+
+def test_the_makers_limits_may_be_others() -> None:
+    limits = CarLimits(battery_start_c=10.0, battery_stop_c=30.0)
+    reasons = [
+        first_reason(GOOD, AGREED, limits, now_ms=0, utc_offset_ms=0, willing=willing) for willing in (False, True)
+    ]
+    assert reasons == [IneligibleReason.BATTERY_TOO_HOT, None]
 
 
 @pytest.mark.parametrize(
-    ("name", "between"),
-    [("charge_percent", 27.0), ("battery_temperature_c", 42.0), ("compute_temperature_c", 80.0)],
+    ("fields", "objection"),
+    [
+        ({}, None),
+        ({"consent_version": 0}, RefusalReason.CONSENT_MISSING),
+        ({"consent_version": 2}, RefusalReason.CONSENT_MISSING),
+        ({"purpose": "research"}, RefusalReason.PURPOSE_NOT_AGREED),
+        ({"purpose": ""}, RefusalReason.PURPOSE_NOT_AGREED),
+    ],
 )
-def test_between_the_thresholds_it_stays_as_it_was(name: str, between: float) -> None:
-    signals = msgspec.structs.replace(GOOD, **{name: between})
-    assert first_reason(signals, Policy(), willing=True) is None
-    assert first_reason(signals, Policy(), willing=False) is BAD[name][1]
-
-
-def test_thresholds_stop_where_they_say() -> None:
-    policy = Policy()
-    at_stop = msgspec.structs.replace(GOOD, charge_percent=policy.charge_stop_percent)
-    hot = msgspec.structs.replace(GOOD, battery_temperature_c=policy.battery_stop_c)
-    assert first_reason(at_stop, policy, willing=True) is None
-    assert first_reason(hot, policy, willing=True) is IneligibleReason.BATTERY_TOO_HOT
-
-
-def test_a_metered_link_may_be_allowed() -> None:
-    signals = msgspec.structs.replace(GOOD, link_metered=True)
-    assert first_reason(signals, Policy(metered_allowed=True), willing=False) is None
+def test_what_an_owner_has_against_a_task(fields: dict[str, Any], objection: RefusalReason | None) -> None:
+    assert task_objection(offered(**fields), AGREED) is objection
 
 
 def test_what_the_coordinator_is_told() -> None:
-    assert refusal_reason(IneligibleReason.MOVING, held=True) is RefusalReason.LEAVING
-    assert refusal_reason(IneligibleReason.MOVING, held=False) is RefusalReason.INELIGIBLE
-    assert refusal_reason(IneligibleReason.COMPUTE_TOO_HOT, held=True) is RefusalReason.TOO_HOT
+    assert refusal_reason(IneligibleReason.NOT_PARKED, held=True) is RefusalReason.LEAVING
+    assert refusal_reason(IneligibleReason.NOT_PARKED, held=False) is RefusalReason.INELIGIBLE
+    assert refusal_reason(IneligibleReason.CABIN_TOO_HOT, held=True) is RefusalReason.TOO_HOT
     assert refusal_reason(IneligibleReason.OWNER_OPTED_OUT, held=False) is RefusalReason.CONSENT_MISSING
+    assert refusal_reason(IneligibleReason.CONSENT_REVOKED, held=True) is RefusalReason.CONSENT_MISSING

@@ -7,10 +7,11 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fleet_wire.messages import BlobRef, Failure, Lease, Refusal, RefusalReason, Rows, Span, Task
+from fleet_wire.policy import OwnerPolicy
 from fleet_wire.tensors import decode_tensors, encode_tensors
 from vehicle_agent.events import (
     BatchFailed,
@@ -31,6 +32,7 @@ from vehicle_agent.events import (
     ModelUnavailable,
     ModelUnusable,
     OutboxFilled,
+    PolicyChanged,
     Run,
     Send,
     ShutDown,
@@ -46,6 +48,8 @@ from vehicle_agent.session import Session, SessionLimits
 
 MODEL = BlobRef("a" * 64, 1000, "/v1/blobs/a")
 OTHER = BlobRef("b" * 64, 1000, "/v1/blobs/b")
+AGREED = OwnerPolicy(version=3, owner="ada", purposes=["general"])
+REVOKED = OwnerPolicy(version=4, owner="ada", purposes=[], revoked=True)
 LATE = 1_000_000
 START, LEASES = 0, [Lease(1, 0, 3), Lease(2, 10, 12)]
 
@@ -57,7 +61,8 @@ def task(leases: list[Lease] = LEASES, **fields: Any) -> Task:
         "epoch": 1,
         "model": MODEL,
         "deadline_ms": LATE,
-        "consent_version": 0,
+        "consent_version": 3,
+        "purpose": "general",
         "leases": leases,
         "inputs": encode_tensors({"x": rows}),
     }
@@ -65,9 +70,9 @@ def task(leases: list[Lease] = LEASES, **fields: Any) -> Task:
 
 
 def ready(**limits: Any) -> Session:
-    session = Session(SessionLimits(**limits))
+    session = Session(SessionLimits(**limits), AGREED)
     assert session.handle(Connected(1, 10_000), START) == []
-    assert session.handle(Judged(None, 36.0), START) == []
+    assert session.handle(Judged(None, 36.0, 0.0), START) == []
     return session
 
 
@@ -140,7 +145,8 @@ def test_inputs_by_reference_are_fetched_beside_the_model() -> None:
     ("fields", "reason"),
     [
         ({"epoch": 0}, RefusalReason.STALE_EPOCH),
-        ({"consent_version": 7}, RefusalReason.CONSENT_MISSING),
+        ({"consent_version": 2}, RefusalReason.CONSENT_MISSING),
+        ({"purpose": "research"}, RefusalReason.PURPOSE_NOT_AGREED),
         ({"deadline_ms": 5}, RefusalReason.EXPIRED),
     ],
 )
@@ -185,7 +191,7 @@ def test_unplugging_kills_the_worker_and_gives_back_what_is_missing_after_what_i
     session = loaded()
     session.handle(TaskOffered(task([Lease(1, 0, 20)])), 0)
     assert session.handle(ran(list(range(8)), 1.0), 0)[1:] == []  # gathered; the next batch starts
-    commands = session.handle(Judged(IneligibleReason.NOT_PLUGGED_IN, 36.0), 1)
+    commands = session.handle(Judged(IneligibleReason.NOT_PLUGGED_IN, 36.0, 0.0), 1)
     assert plain(commands) == [
         KillWorker(),
         ("rows", [Span(1, 0, 8)], {"y": list(range(8))}, 1.0, 0),
@@ -193,6 +199,36 @@ def test_unplugging_kills_the_worker_and_gives_back_what_is_missing_after_what_i
     ]
     assert (session.working, session.busy) == (False, False)
     assert plain(session.handle(TaskOffered(task()), 2)) == [refusal(RefusalReason.INELIGIBLE, [1, 2])]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        None,
+        OwnerPolicy(version=4, owner="ada", purposes=[], revoked=True),
+        OwnerPolicy(version=4, owner="ada", purposes=["general"]),
+    ],
+)
+def test_another_policy_ends_at_once_what_relied_on_the_last_one(policy: OwnerPolicy | None) -> None:
+    session = loaded()
+    session.handle(TaskOffered(task([Lease(1, 0, 20)])), 0)
+    session.handle(ran(list(range(8)), 1.0), 0)
+    commands = session.handle(PolicyChanged(policy), 1)
+    assert plain(commands) == [
+        KillWorker(),
+        ("rows", [Span(1, 0, 8)], {"y": list(range(8))}, 1.0, 0),
+        refusal(RefusalReason.CONSENT_MISSING, [1], "the consent that it relied on does not hold any more"),
+    ]
+    assert (session.working, session.busy) == (False, False)
+    assert plain(session.handle(TaskOffered(task()), 2)) == [refusal(RefusalReason.CONSENT_MISSING, [1, 2])]
+
+
+def test_without_a_policy_no_task_is_taken() -> None:
+    session = Session()
+    session.handle(Connected(1, 10_000), 0)
+    session.handle(Judged(None, 36.0, 0.0), 0)
+    commands = session.handle(TaskOffered(task(consent_version=0)), 0)
+    assert plain(commands) == [refusal(RefusalReason.CONSENT_MISSING, [1, 2])]
 
 
 def test_a_failing_batch_runs_row_by_row_so_that_only_the_poison_row_fails() -> None:
@@ -342,6 +378,33 @@ def test_rows_are_split_over_messages_that_fit_and_their_energy_adds_up() -> Non
     assert sum(message.compute_ms for message in messages) == pytest.approx(1000.0)
 
 
+def test_being_awake_for_the_work_counts_all_the_time_that_it_takes() -> None:
+    session = loaded()
+    session.handle(Judged(None, 36.0, 324.0), 0)
+    session.handle(TaskOffered(task([Lease(1, 0, 1)])), 0)
+    (command,) = session.handle(BatchRan({"y": np.zeros(1)}, compute_ms=100.0, processor_ms=50.0), 0)
+    # 36 W for 50 ms are 1.8 J, 324 W for 100 ms are 32.4 J, and 3.6 J are a milliwatt-hour.
+    assert command.message.energy_mwh == 9
+
+
+@given(
+    batches=st.lists(
+        st.tuples(st.integers(1, 40), st.floats(0, 5000), st.floats(0, 100), st.floats(0, 400)), min_size=1, max_size=12
+    )
+)
+def test_sums_of_energy_are_exact(batches: list[tuple[int, float, float, float]]) -> None:
+    session = loaded(pace=PaceLimits(first_rows=64, target_ms=1e9))
+    session.handle(Connected(2, 600), 0)  # so that messages hold a few rows each
+    told, spent_nj = 0, 36_000_000  # what `loaded` took
+    for number, (rows, took_ms, compute_w, awake_w) in enumerate(batches):
+        session.handle(Judged(None, compute_w, awake_w), 0)
+        session.handle(TaskOffered(task([Lease(number, 0, rows)], epoch=2, deadline_ms=10**9)), 0)
+        event = BatchRan({"y": np.zeros((rows, 3))}, compute_ms=took_ms, processor_ms=took_ms / 2)
+        told += sum(each.message.energy_mwh for each in session.handle(event, 0))
+        spent_nj += round((took_ms / 2 * compute_w + took_ms * awake_w) * 1_000_000)
+    assert told == spent_nj // 3_600_000_000
+
+
 def test_small_energies_are_not_lost() -> None:
     session = loaded()
     told = 0
@@ -392,7 +455,7 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         limits = SessionLimits(slots=12, worker_models=1, pace=PaceLimits(first_rows=3, max_rows=6))
-        self.session = Session(limits)
+        self.session = Session(limits, AGREED)
         self.now = 0
         self.epoch = 0
         self.open: dict[tuple[str, int], set[int]] = {}
@@ -422,6 +485,8 @@ class AnyOrder(RuleBasedStateMachine):
                 self.end_rows(rows)
                 self.uploads.append(rows)
             case Run() | LoadModel():
+                assert self.session.reason is None
+                assert self.session.policy == AGREED
                 self.pipe.append(command)
             case KillWorker():
                 self.pipe.clear()
@@ -448,17 +513,25 @@ class AnyOrder(RuleBasedStateMachine):
 
     @initialize()
     def may_work(self) -> None:
-        self.tell(Judged(None, 25.0))
+        self.tell(Judged(None, 25.0, 0.0))
 
-    @rule(trouble=st.sampled_from(["link", "policy", "policy", "cancel all", "outbox", "deadlines"]), data=st.data())
+    @rule(
+        trouble=st.sampled_from(["link", "policy", "policy", "consent", "cancel all", "outbox", "deadlines"]),
+        data=st.data(),
+    )
     def suffer(self, trouble: str, data: st.DataObject) -> None:
         match trouble:
             case "link":
                 self.connect()
             case "policy":
-                self.tell(Judged(data.draw(st.sampled_from([None, *IneligibleReason])), 25.0))
+                self.tell(Judged(data.draw(st.sampled_from([None, *IneligibleReason])), 25.0, 260.0))
                 if data.draw(st.booleans()):
                     self.may_work()
+            case "consent":
+                self.tell(PolicyChanged(data.draw(st.sampled_from([None, AGREED, REVOKED]))))
+                assert not self.session.open_leases
+                if data.draw(st.booleans()):
+                    self.tell(PolicyChanged(AGREED))
             case "cancel all":
                 self.tell(JobCancelled(data.draw(st.sampled_from("jk"))))
             case "outbox":
