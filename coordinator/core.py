@@ -343,10 +343,19 @@ class Core:
         """Why each vehicle gets no work, as `Reason` values; shape [vehicles]. Computed anew when telemetry came."""
         aged = self._reasons_ms < 0 or now_ms - self._reasons_ms >= self.policy.reasons_every_ms
         if aged or len(self._reasons) != len(self.fleet):
-            self._reasons = first_reasons(self.fleet, self.policy.eligibility, now_ms)
+            before, self._reasons = self._reasons, first_reasons(self.fleet, self.policy.eligibility, now_ms)
+            self._count_wrong_clocks(before)
             self.fleet.live("was_eligible")[:] = self._reasons == Reason.ELIGIBLE
             self._reasons_ms = now_ms
         return self._reasons
+
+    def _count_wrong_clocks(self, before: NDArray[np.int8]) -> None:
+        """Count each car once that was taken off work because of its clock."""
+        is_wrong = self._reasons == Reason.CLOCK_WRONG
+        is_wrong[: len(before)] &= before != Reason.CLOCK_WRONG
+        newly = int(np.count_nonzero(is_wrong))
+        if newly:
+            self.refusals["telemetry_clock_wrong"] += newly
 
     def assign(self, now_ms: int) -> list[Command]:
         """Give free rows to cars that may work and run low on it. To be called once after each round of events."""

@@ -12,6 +12,8 @@ from fleet_wire.policy import WEEK_QUARTERS, OwnerPolicy, allowed_quarters
 
 __all__ = ["FleetView", "TelemetryOutcome"]
 
+_NO_DELAY = np.iinfo(np.int64).max
+_DELAY_WINDOW_MS = 300_000
 _COLUMNS: dict[str, tuple[str, float]] = {
     "online": ("?", False),
     "was_eligible": ("?", False),
@@ -45,6 +47,9 @@ _COLUMNS: dict[str, tuple[str, float]] = {
     # What the coordinator holds of the car besides.
     "plugged_since_ms": ("i8", -1),
     "clock_skew_ms": ("i8", 0),
+    "delay_ms": ("i8", _NO_DELAY),
+    "delay_before_ms": ("i8", _NO_DELAY),
+    "delay_since_ms": ("i8", 0),
     "energy_micro_per_kwh": ("f8", np.nan),
     "region": ("i4", 0),
     "stated_power_w": ("f8", np.nan),
@@ -131,6 +136,9 @@ class FleetView:
             self.column["draining"][row] = False
         self.column["online"][row] = state.online
         self.column["epoch"][row] = state.epoch
+        if self.column["seq_epoch"][row] > state.epoch:
+            # Telemetry named an epoch that never was: forget it, or all that comes would be older for ever.
+            self.column["seq_epoch"][row] = self.column["seq"][row] = -1
         return changed
 
     def set_caps(self, vehicle: str, caps: Caps) -> None:
@@ -194,6 +202,7 @@ class FleetView:
         def chosen(values: NDArray[Any]) -> NDArray[Any]:
             return values if only is None else values[only]
 
+        self._learn_clocks(rows, chosen(batch.epoch), chosen(batch.received_ms), chosen(batch.ts_ms))
         # Of several documents of one vehicle the last one counts: assignment goes in order.
         self.column["seq_epoch"][rows] = chosen(batch.epoch)
         self.column["seq"][rows] = chosen(batch.seq)
@@ -207,6 +216,28 @@ class FleetView:
             if refusal is not None:
                 self.refusal[row] = refusal
                 self.unwilling[row] = bool(refusal)
+
+    def _learn_clocks(
+        self,
+        rows: NDArray[np.int64],
+        epoch: NDArray[np.int64],
+        received_ms: NDArray[np.int64],
+        ts_ms: NDArray[np.int64],
+    ) -> None:
+        """How far each clock is behind ours (ahead: below zero): the least delay of late, as the others also waited.
+
+        Of late is since the last window began but one, and in this epoch: a clock may have been set before a CONNECT.
+        """
+        least, before, since = (self.column[name] for name in ("delay_ms", "delay_before_ms", "delay_since_ms"))
+        is_new = epoch != self.column["seq_epoch"][rows]
+        ended = is_new | (received_ms - since[rows] >= _DELAY_WINDOW_MS)
+        if ended.any():
+            turned = rows[ended]
+            before[turned] = np.where(is_new[ended], _NO_DELAY, least[turned])
+            least[turned] = _NO_DELAY
+            since[turned] = received_ms[ended]
+        np.minimum.at(least, rows, received_ms - ts_ms)
+        self.column["clock_skew_ms"][rows] = np.minimum(least[rows], before[rows])
 
     def _in_sequence(
         self, rows: NDArray[np.int64], batch: TelemetryBatch

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import compress
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -26,7 +25,7 @@ from fleet_wire.api import TensorSpec
 from fleet_wire.codec import CAPS, RESULT, STATE, TELEMETRY
 from fleet_wire.errors import WireError, WireFault
 from fleet_wire.messages import Failure, Refusal, Rows, Telemetry
-from fleet_wire.signals import SIGNAL_PATHS, check_numbers
+from fleet_wire.signals import SIGNAL_PATHS
 from fleet_wire.tensors import Tensor
 from fleet_wire.topics import JobTopic, VehicleChannel, VehicleTopic, parse_topic
 
@@ -102,25 +101,8 @@ class Ingest:
             except WireError as error:
                 self._refuse(packet, None if topic is None else topic.vehicle, error, sorted_)
         if documents:
-            self._sort_telemetry(vehicles, documents, sorted_, now_ms)
+            sorted_.telemetry = _batch(vehicles, documents, now_ms)
         return sorted_
-
-    def _sort_telemetry(
-        self, vehicles: list[str], documents: list[Telemetry], sorted_: Ingested[P], now_ms: int
-    ) -> None:
-        """Make columns of the documents, without those that hold what is no number."""
-        signals = _signal_columns(documents)
-        if signals is None:
-            faults = [_number_fault(document) for document in documents]
-            for vehicle, packet, fault in zip(vehicles, sorted_.telemetry_packets, faults, strict=True):
-                if fault is not None:
-                    self._refuse(packet, vehicle, fault, sorted_)
-            sound = [fault is None for fault in faults]
-            vehicles, documents = list(compress(vehicles, sound)), list(compress(documents, sound))
-            sorted_.telemetry_packets = list(compress(sorted_.telemetry_packets, sound))
-            signals = _signal_columns(documents)
-        if documents and signals is not None:
-            sorted_.telemetry = _batch(vehicles, documents, signals, now_ms)
 
     def _refuse(self, packet: P, vehicle: str | None, error: WireError, sorted_: Ingested[P]) -> None:
         self.refusals[f"message_{error.fault.value}"] += 1
@@ -181,9 +163,8 @@ def outputs_event(vehicle: str, rows: Rows, outputs: Sequence[Tensor]) -> Event:
     return RowsReceived(vehicle, rows, specs, None if rows.outputs is None else _encode(outputs))
 
 
-def _batch(
-    vehicles: list[str], documents: list[Telemetry], signals: dict[str, NDArray[Any]], now_ms: int
-) -> TelemetryBatch:
+def _batch(vehicles: list[str], documents: list[Telemetry], now_ms: int) -> TelemetryBatch:
+    signals = _signal_columns(documents)
     refusal = signals.pop("refusal", None)
     return TelemetryBatch(
         vehicle=np.array(vehicles, dtype=object),
@@ -197,28 +178,14 @@ def _batch(
     )
 
 
-def _signal_columns(documents: list[Telemetry]) -> dict[str, NDArray[Any]] | None:
-    """The signals that occur, each as a column; None when a number in one of them is none.
-
-    NaN compares false with every bound, so that the decoder's range checks let it pass.
-    """
+def _signal_columns(documents: list[Telemetry]) -> dict[str, NDArray[Any]]:
+    """The signals that occur, each as a column."""
     columns: dict[str, NDArray[Any]] = {}
     readings = zip(*(msgspec.structs.astuple(each.signals) for each in documents), strict=True)
-    for name, values in zip(SIGNAL_PATHS, readings, strict=False):
+    for name, values in zip(SIGNAL_PATHS, readings, strict=True):
         absent = values.count(UNSET)
-        if absent == len(values):
-            continue
-        kind, blank = _COLUMN_KINDS[name]
-        column = np.array([blank if value is UNSET else value for value in values] if absent else values, dtype=kind)
-        if kind == "f8" and np.count_nonzero(np.isnan(column)) > absent:
-            return None
-        columns[name] = column
+        if absent < len(values):
+            kind, blank = _COLUMN_KINDS[name]
+            present = [blank if value is UNSET else value for value in values] if absent else values
+            columns[name] = np.array(present, dtype=kind)
     return columns
-
-
-def _number_fault(document: Telemetry) -> WireError | None:
-    try:
-        check_numbers(document.signals)
-    except ValueError as error:
-        return WireError(WireFault.MALFORMED, str(error))
-    return None

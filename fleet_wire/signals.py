@@ -87,10 +87,9 @@ class Signals(Struct, rename=SIGNAL_PATHS, omit_defaults=True, forbid_unknown_fi
 
 
 def check_numbers(signals: Signals) -> None:
-    """Raise ValueError for NaN or an infinity, which nobody may send.
+    """Raise ValueError for NaN or an infinity in signals that were made here; the decoder's ranges refuse them already.
 
-    Apart from decoding, which it would make twice as dear: NaN compares false with every bound and passes there, so
-    whoever takes signals in from outside has to ask for it.
+    Apart from the making of signals, because a check there would run again for every document that is decoded.
     """
     for name in DEAD_BANDS:  # all the numbers with a fraction are among them
         value = getattr(signals, name)

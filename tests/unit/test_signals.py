@@ -52,7 +52,9 @@ def test_signals_that_this_side_does_not_know_are_passed_over() -> None:
 
 @pytest.mark.parametrize("name", DEAD_BANDS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_no_number_is_refused_by_its_path(name: str, value: float) -> None:
+def test_what_is_no_number_is_refused_on_both_sides(name: str, value: float) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        decoded({name: value})
     with pytest.raises(ValueError, match=SIGNAL_PATHS[name]):
         check_numbers(Signals(**cast("dict[str, Any]", {name: value})))
 
