@@ -536,7 +536,11 @@ class Session:
         chunks = list(dict.fromkeys(span.chunk for span in rows.spans))
         held = self._jobs[rows.job].held if rows.job in self._jobs and rows.epoch == self.epoch else {}
         self._drop(rows.job, [chunk for chunk in chunks if chunk in held])
-        return list(self._refusals(rows.job, rows.epoch, chunks, RefusalReason.INELIGIBLE, detail))
+        # What else was computed of these chunks goes before the refusal, which ends their leases.
+        return [
+            *self._flush(rows.job),
+            *self._refusals(rows.job, rows.epoch, chunks, RefusalReason.INELIGIBLE, detail),
+        ]
 
     def _refuse_all(self, reason: RefusalReason, detail: str = "") -> list[Command]:
         commands: list[Command] = []

@@ -621,7 +621,7 @@ class AnyOrder(RuleBasedStateMachine):
     def fail_upload(self) -> None:
         rows = self.uploads.pop()
         for chunk in {span.chunk for span in rows.spans}:  # given back as a whole, with what is still open of it
-            self.open.setdefault((rows.job, chunk), {-1})
+            self.open.setdefault((rows.job, chunk), set()).add(-1)
         self.tell(UploadFailed(rows, "full"))
 
     @invariant()
