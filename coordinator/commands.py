@@ -2,12 +2,23 @@
 
 from dataclasses import dataclass
 
-from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, LeaseRecord, Model, ReceiptPart
+from coordinator.model import (
+    AcceptedRows,
+    FailedRow,
+    Job,
+    JobState,
+    LeaseEnd,
+    LeaseRecord,
+    Model,
+    ReceiptPart,
+    VehicleConduct,
+)
 from fleet_wire.codec import Control
 from fleet_wire.policy import OwnerPolicy
 
 __all__ = [
     "AddConsent",
+    "AddFailedRow",
     "AddJob",
     "AddModel",
     "AddRows",
@@ -15,6 +26,7 @@ __all__ = [
     "EndJob",
     "EndLease",
     "GrantLease",
+    "KeepConduct",
     "LedgerWrite",
     "SendControl",
     "SendPolicy",
@@ -82,7 +94,22 @@ class AddRows:
     parts: tuple[ReceiptPart, ...] = ()
 
 
-LedgerWrite = AddModel | AddJob | AddConsent | EndJob | GrantLease | EndLease | AddRows
+@dataclass(frozen=True, slots=True)
+class AddFailedRow:
+    """Keep that a row of a job was given up, and why."""
+
+    job: str
+    row: FailedRow
+
+
+@dataclass(frozen=True, slots=True)
+class KeepConduct:
+    """Keep how a vehicle conducts itself, instead of what was kept before."""
+
+    conduct: VehicleConduct
+
+
+LedgerWrite = AddModel | AddJob | AddConsent | EndJob | GrantLease | EndLease | AddRows | AddFailedRow | KeepConduct
 
 
 @dataclass(frozen=True, slots=True)

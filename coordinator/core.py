@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.assignment import Tools
 from coordinator.commands import (
     AddConsent,
     AddJob,
@@ -22,6 +23,7 @@ from coordinator.commands import (
     SendControl,
     SendPolicy,
 )
+from coordinator.conduct import Conduct
 from coordinator.events import (
     Event,
     JobCancelled,
@@ -38,6 +40,7 @@ from coordinator.events import (
     VehiclesRemembered,
     VehicleState,
 )
+from coordinator.faults import Faults
 from coordinator.fleet_view import FleetView
 from coordinator.leases import Leases
 from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, Model, Piece, ReceiptPart
@@ -45,14 +48,18 @@ from coordinator.ports import LedgerSnapshot
 from coordinator.prices import Prices
 from coordinator.progress import JobProgress
 from coordinator.rules.eligibility import EligibilityLimits, Reason, first_reasons
+from coordinator.rules.failures import FailureLimits, failure_text, is_lost
 from coordinator.rules.fit import output_fault
 from coordinator.rules.pay import PayTerms, PowerLimits
+from coordinator.rules.quarantine import QuarantineLimits
+from coordinator.rules.scheduling import SchedulingLimits
 from coordinator.rules.sizing import SizingLimits, restored_deadline_ms
 from coordinator.rules.tariff import Tariffs, flat_tariffs
 from coordinator.scheduler import Scheduler
 from coordinator.settlement import Settlement
 from coordinator.speeds import Speeds
 from coordinator.totals import Totals
+from coordinator.warm import WarmModels
 from fleet_wire.messages import Cancel, Rebirth, RefusalReason, Span
 
 __all__ = ["Core", "CorePolicy"]
@@ -64,11 +71,14 @@ class CorePolicy:
 
     eligibility: EligibilityLimits = field(default_factory=EligibilityLimits)
     sizing: SizingLimits = field(default_factory=SizingLimits)
+    scheduling: SchedulingLimits = field(default_factory=SchedulingLimits)
+    quarantine: QuarantineLimits = field(default_factory=QuarantineLimits)
     pay: PayTerms = field(default_factory=PayTerms)
     power: PowerLimits = field(default_factory=PowerLimits)
     tariffs: Tariffs = field(default_factory=lambda: flat_tariffs(250_000))
     zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
     prices_every_ms: int = 1_000
+    failures: FailureLimits = field(default_factory=FailureLimits)
     rebirth_every_ms: int = 10_000
     reasons_every_ms: int = 250
     back_off_ms: int = 1_000
@@ -90,7 +100,10 @@ class Core:
     prices: Prices = field(init=False)
     _settlement: Settlement = field(init=False)
     _leases: Leases = field(init=False)
+    _warm: WarmModels = field(init=False)
+    _conduct: Conduct = field(init=False)
     _scheduler: Scheduler = field(init=False)
+    _faults: Faults = field(init=False)
     _reasons: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
     _reasons_ms: int = -1
 
@@ -98,17 +111,14 @@ class Core:
         policy = self.policy
         self.prices = Prices(policy.tariffs, policy.pay, policy.zone, policy.prices_every_ms, self.fleet, self.counters)
         self._settlement = Settlement(policy.power, self.fleet, self.totals, self.refusals)
-        self._leases = Leases(self.fleet, self.jobs, self.totals)
+        self._conduct = Conduct(policy.quarantine, self.fleet)
+        self._leases = Leases(self.fleet, self.jobs, self._conduct, self.totals)
+        self._warm = WarmModels(self.fleet)
+        tools = Tools(policy.sizing, self.fleet, self.models, self._leases, self.speeds, self._warm, self.prices)
         self._scheduler = Scheduler(
-            policy.sizing,
-            policy.back_off_ms,
-            self.fleet,
-            self.models,
-            self.jobs,
-            self._leases,
-            self.speeds,
-            self.prices,
+            policy.scheduling, policy.quarantine, policy.back_off_ms, tools, self.jobs, self.counters
         )
+        self._faults = Faults(self._leases, self._conduct, self._scheduler.rest, self.refusals, self.counters)
 
     def restore(self, snapshot: LedgerSnapshot, now_ms: int) -> None:
         """Go on from what the ledger remembers. To be called once, before any event."""
@@ -118,9 +128,12 @@ class Core:
             row = self.fleet.row(sums.vehicle)
             for name in ("rows_done", "energy_mwh", "pay_micro"):
                 self.fleet.column[name][row] = getattr(sums, name)
+        for conduct in snapshot.conduct:
+            self._conduct.restore(conduct)
         for kept in snapshot.running:
-            progress = JobProgress.restored(kept.job, kept.done, kept.leases, row_ms=0.0)
+            progress = JobProgress.restored(kept.job, kept.done, kept.leases, row_ms=0.0, failed=kept.failed)
             progress.next_chunk = kept.next_chunk
+            progress.rows_copied, progress.seen = kept.rows_copied, dict(kept.seen)
             progress.rows_released_again = kept.rows_released_again
             progress.compute_us, progress.energy_mwh = kept.compute_us, kept.energy_mwh
             progress.pay_micro, progress.rests = kept.pay_micro, dict(kept.rests)
@@ -153,6 +166,7 @@ class Core:
             case VehicleCaps(vehicle, caps):
                 self.fleet.set_caps(vehicle, caps)
                 self.prices.update(now_ms)
+                self._warm.caps_changed(self.fleet.row(vehicle))
                 self._reasons_ms = -1
                 return []
             case PolicySet(vehicle, policy, by):
@@ -236,7 +250,7 @@ class Core:
             self.refusals["result_job_not_running"] += 1
             self._settlement.too_late(event)
             return []
-        if not all(self._was_granted(progress, span, vehicle) for span in rows.spans):
+        if not all(progress.was_granted(span, vehicle) for span in rows.spans):
             self.refusals["result_without_lease"] += 1
             return []
         count = sum(span.stop - span.start for span in rows.spans)
@@ -255,18 +269,12 @@ class Core:
             commands.append(AddRows(self._accepted(event, pieces, parts, now_ms), parts))
         if progress.rows_duplicate > duplicates:
             self.refusals["result_duplicate_rows"] += progress.rows_duplicate - duplicates
-        for lease in completed:
-            self._leases.let_go(lease.record)
-            commands.append(EndLease(rows.job, lease.record.chunk, LeaseEnd.DONE, 0, now_ms))
-        if progress.finished:
-            commands += self._end_job(rows.job, JobState.DONE, None, now_ms)
-        return commands
-
-    def _was_granted(self, progress: JobProgress, span: Span, vehicle: str) -> bool:
-        record = progress.granted.get(span.chunk)
-        return (
-            record is not None and record.vehicle == vehicle and record.start <= span.start < span.stop <= record.stop
-        )
+        if pieces:
+            self._warm.computed(self.fleet.row(vehicle), progress.job.model)
+            commands += self._conduct.good_work(vehicle)
+            commands += self._faults.judge(progress, now_ms)
+        commands += self._faults.end_completed(vehicle, progress, completed, now_ms)
+        return commands + self._end_if_finished(progress, now_ms)
 
     def _accepted(
         self, event: RowsReceived, pieces: list[Piece], parts: tuple[ReceiptPart, ...], now_ms: int
@@ -290,20 +298,21 @@ class Core:
         progress = self.jobs.get(job)
         if progress is None:
             return []
-        commands: list[Command] = []
-        for span in spans:
-            if span.chunk not in progress.leases or not self._was_granted(progress, span, vehicle):
-                self.refusals["failure_without_lease"] += 1
-                continue
-            worst = progress.suspect(span, vehicle)
-            if worst >= progress.job.terms.max_attempts:
-                reason = f"row {span.start} failed on {worst} attempts: {error}"
-                return commands + self._end_job(job, JobState.FAILED, reason, now_ms)
-            commands += self._leases.release(job, [span.chunk], LeaseEnd.FAILED, now_ms)
-            commands.append(SendControl(vehicle, Cancel(job, [span.chunk])))
-        return commands
+        others_left = self._scheduler.others_left(progress, self.reasons(now_ms))
+        commands = self._faults.rows_failed(vehicle, progress, spans, error, others_left, now_ms)
+        return commands + self._end_if_finished(progress, now_ms)
 
-    # Ends ----------------------------------------------------------------------------------------------------
+    # Ends -------------------------------------------------------------------------------------------------------------
+
+    def _end_if_finished(self, progress: JobProgress, now_ms: int) -> list[Command]:
+        """End a job of which nothing is left to compute, or that fails almost everywhere."""
+        if progress.finished:
+            error = failure_text(list(progress.failed.values()))
+            return self._end_job(progress.job.id, JobState.FAILED if error else JobState.DONE, error, now_ms)
+        if is_lost(len(progress.failed), progress.rows_done, self.policy.failures):
+            error = f"given up early: {failure_text(list(progress.failed.values()))}"
+            return self._end_job(progress.job.id, JobState.FAILED, error, now_ms)
+        return []
 
     def _end_job(self, job: str, state: JobState, error: str | None, now_ms: int) -> list[Command]:
         progress = self.jobs.pop(job, None)
@@ -313,17 +322,21 @@ class Core:
         left: dict[str, list[int]] = {}
         for chunk, lease in list(progress.leases.items()):
             left.setdefault(lease.record.vehicle, []).append(chunk)
-            self._leases.let_go(lease.record)
+            self._leases.end(lease, LeaseEnd.CANCELLED)
             commands.append(EndLease(job, chunk, LeaseEnd.CANCELLED, 0, now_ms))
         commands.append(EndJob(job, state, now_ms, error))
         self.counters[f"job_{state.value}"] += 1
+        self._warm.keep_only({other.job.model for other in self.jobs.values()})
         return commands + [SendControl(vehicle, Cancel(job)) for vehicle in left]
 
     def _tick(self, now_ms: int) -> list[Command]:
         commands: list[Command] = []
-        for record in self._leases.run_out(now_ms):
+        overdue = self._leases.run_out(now_ms)
+        for vehicle in dict.fromkeys(record.vehicle for record in overdue):
+            self._scheduler.rest(vehicle, now_ms)
+            commands += self._conduct.strike(vehicle, now_ms)
+        for record in overdue:
             self.counters["lease_expired"] += 1
-            self._scheduler.rest(record.vehicle, now_ms)
             commands += self._leases.release(record.job, [record.chunk], LeaseEnd.EXPIRED, now_ms)
             commands.append(SendControl(record.vehicle, Cancel(record.job, [record.chunk])))
         for progress in list(self.jobs.values()):
@@ -359,6 +372,6 @@ class Core:
 
     def assign(self, now_ms: int) -> list[Command]:
         """Give free rows to cars that may work and run low on it. To be called once after each round of events."""
-        if not self._scheduler.waiting():
+        if not self._scheduler.has_work(now_ms):
             return []
-        return self._scheduler.assign(self.reasons(now_ms) == Reason.ELIGIBLE, now_ms)
+        return self._scheduler.assign(self.reasons(now_ms), now_ms)

@@ -55,6 +55,10 @@ _COLUMNS: dict[str, tuple[str, float]] = {
     "stated_power_w": ("f8", np.nan),
     "quarantined_until_ms": ("i8", 0),
     "strikes": ("i4", 0),
+    "rest_until_ms": ("i8", 0),
+    "leases_kept": ("f8", 0.0),
+    "leases_ended": ("f8", 0.0),
+    "stay_ms": ("f8", np.nan),
     **dict.fromkeys(BOOLEAN_SIGNALS, ("i1", -1)),
     **dict.fromkeys(NUMBER_SIGNALS, ("f8", np.nan)),
 }

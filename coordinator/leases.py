@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from coordinator.commands import Command, EndLease
+from coordinator.conduct import Conduct
 from coordinator.fleet_view import FleetView
 from coordinator.model import LeaseEnd, LeaseRecord
 from coordinator.progress import JobProgress, OpenLease
@@ -20,6 +21,7 @@ class Leases:
 
     fleet: FleetView
     jobs: dict[str, JobProgress]
+    conduct: Conduct
     totals: Totals
     _deadlines: list[tuple[int, str, int]] = field(default_factory=list)
 
@@ -31,8 +33,14 @@ class Leases:
         self.fleet.column["backlog_ms"][row] += work_ms
         heapq.heappush(self._deadlines, (deadline_ms, record.job, record.chunk))
 
-    def let_go(self, record: LeaseRecord) -> None:
-        """A car does not have a chunk any more."""
+    def end(self, lease: OpenLease, end: LeaseEnd) -> None:
+        """A lease is over of which no row is left to compute."""
+        if end is not LeaseEnd.DONE:
+            self._lighten(lease.record.vehicle, lease.row_ms * lease.rows)
+        self._let_go(lease.record, end)
+
+    def _let_go(self, record: LeaseRecord, end: LeaseEnd) -> None:
+        self.conduct.lease_ended(record.vehicle, end)
         row = self.fleet.row(record.vehicle)
         held = self.fleet.held[row]
         held[record.job].discard(record.chunk)
@@ -59,7 +67,8 @@ class Leases:
             released = progress.release(chunk) if progress is not None else None
             if released is not None:
                 lease, back = released
-                self._forget(lease, back)
+                self._lighten(lease.record.vehicle, lease.row_ms * back)
+                self._let_go(lease.record, end)
                 self.totals.released(end, back)
                 commands.append(EndLease(job, chunk, end, back, now_ms))
         return commands
@@ -73,10 +82,6 @@ class Leases:
             if lease is not None:
                 overdue.append(lease.record)
         return overdue
-
-    def _forget(self, lease: OpenLease, rows: int) -> None:
-        self.let_go(lease.record)
-        self._lighten(lease.record.vehicle, lease.row_ms * rows)
 
     def _lighten(self, vehicle: str, work_ms: float) -> None:
         backlog = self.fleet.column["backlog_ms"]

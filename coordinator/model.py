@@ -9,7 +9,19 @@ import msgspec
 from fleet_wire.api import JobTerms, TensorSpec
 from fleet_wire.trace import TraceContext
 
-__all__ = ["AcceptedRows", "Job", "JobState", "LeaseEnd", "LeaseRecord", "Model", "Piece", "ReceiptPart", "Rest"]
+__all__ = [
+    "AcceptedRows",
+    "FailedRow",
+    "Job",
+    "JobState",
+    "LeaseEnd",
+    "LeaseRecord",
+    "Model",
+    "Piece",
+    "ReceiptPart",
+    "Rest",
+    "VehicleConduct",
+]
 
 
 class JobState(StrEnum):
@@ -52,7 +64,8 @@ class LeaseRecord:
     """A chunk of a job (rows `start` to `stop`, excluded) given to a vehicle until `deadline_ms`.
 
     What it promised when it was granted stays with it: the owner's consent it relies on, the tariff that is refunded,
-    the fee for an hour of computing, and the local month (202611) whose statement it belongs to.
+    the fee for an hour of computing, and the local month (202611) whose statement it belongs to. `copy_of` is the chunk
+    whose rows this one repeats because they were late, or None.
     """
 
     job: str
@@ -67,6 +80,7 @@ class LeaseRecord:
     energy_micro_per_kwh: int = 0
     pay_micro_per_h: int = 0
     month: int = 0
+    copy_of: int | None = None
 
 
 class LeaseEnd(StrEnum):
@@ -78,6 +92,26 @@ class LeaseEnd(StrEnum):
     LOST = "lost"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRow:
+    """A row that was given up after it failed `attempts` times by itself, the last time with `error`."""
+
+    row: int
+    attempts: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class VehicleConduct:
+    """How far a vehicle can be relied on: leases that it kept among those that ended, lately, and its faults."""
+
+    vehicle: str
+    strikes: int
+    quarantined_until_ms: int
+    leases_kept: float
+    leases_ended: float
 
 
 class Piece(msgspec.Struct, array_like=True, frozen=True):

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from coordinator.commands import LedgerWrite
 from coordinator.events import PlugHistory, TelemetryBatch
 from coordinator.metrics import MetricPoint
-from coordinator.model import AcceptedRows, Job, LeaseRecord, Model, Rest
+from coordinator.model import AcceptedRows, FailedRow, Job, LeaseRecord, Model, Rest, VehicleConduct
 from fleet_wire.api import BlobView, HealthView, JobRequest, JobView, ModelView, RowsFrame, VehicleView
 from fleet_wire.bundle import BundleHeader
 from fleet_wire.tensors import Tensor
@@ -36,7 +36,10 @@ HOURS_KEPT_MS: Final = 2 * 365 * 24 * HOUR_MS
 
 @dataclass(frozen=True, slots=True)
 class LedgerJob:
-    """A running job as the ledger knows it: `done` are the accepted row ranges, `leases` those not ended."""
+    """A running job as the ledger knows it: `done` are the accepted row ranges, `leases` those not ended.
+
+    `seen` is how many rows each vehicle was ever given.
+    """
 
     job: Job
     done: tuple[tuple[int, int], ...]
@@ -48,6 +51,9 @@ class LedgerJob:
     pay_micro: int
     rests: tuple[tuple[str, Rest], ...] = ()
     """What each vehicle that worked for it has earned below a whole micro-unit."""
+    failed: tuple[FailedRow, ...] = ()
+    rows_copied: int = 0
+    seen: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ class LedgerSnapshot:
     running: tuple[LedgerJob, ...]
     next_seq: int
     vehicles: tuple[VehicleSums, ...] = ()
+    conduct: tuple[VehicleConduct, ...] = ()
 
 
 class Ledger(Protocol):
@@ -87,6 +94,9 @@ class Ledger(Protocol):
 
     def rows_after(self, job: str, seq: int, limit: int) -> list[AcceptedRows]:
         """Accepted rows of a job with a greater seq, in its order."""
+
+    def failed_rows(self, job: str) -> list[FailedRow]:
+        """Rows of a job that were given up, in their order."""
 
     def ended_jobs(self, limit: int) -> list[JobView]:
         """Jobs that came to their end, the latest first."""

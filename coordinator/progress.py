@@ -1,124 +1,184 @@
-"""Which rows of one job are done, leased or free. Pure bookkeeping in intervals and one flag a row; decides nothing.
+"""Which rows of one job are done, given up, leased or free. Pure bookkeeping in intervals and one flag a row.
 
-Every row is done, or lies under exactly one open lease, or is free. Rows that arrive late for a lease that has ended
-may be free or under another car's lease by then: they count as done at once, and what comes after is a duplicate.
+Every row is settled (done, or given up because it fails everywhere), or lies under exactly one open lease and perhaps
+under one copy of that lease, or is free. Rows that arrive late for a lease that has ended may be free or under another
+car's lease by then: they count as done at once, and what comes after is a duplicate. Decides nothing.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.model import Job, LeaseRecord, Piece, Rest
+from coordinator.model import FailedRow, Job, LeaseRecord, Piece, Rest
 from fleet_wire.messages import Span
 
-__all__ = ["JobProgress", "OpenLease"]
+__all__ = ["Charge", "JobProgress", "OpenLease", "OthersLeft", "Range"]
 
 Range = tuple[int, int]
+OthersLeft = Callable[[Collection[str]], bool]
 
 
 @dataclass(slots=True)
 class OpenLease:
-    """A lease in force; `row_ms` is what a row was expected to take."""
+    """A lease in force; `row_ms` is what a row was expected to take, `expected_ms` when all should be computed.
+
+    `copy` is the chunk of the open lease that repeats rows of this one elsewhere, `original` the one that this repeats.
+    """
 
     record: LeaseRecord
     row_ms: float
+    expected_ms: float
+    copy: int | None = None
+    original: int | None = None
 
     @property
     def rows(self) -> int:
-        """Rows of the chunk, done or not."""
+        """Rows of the chunk, settled or not."""
         return self.record.stop - self.record.start
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """Rows failed at a vehicle. Whether that speaks against it shows when others have tried them."""
+
+    vehicle: str
+    start: int
+    stop: int
 
 
 @dataclass(slots=True)
 class JobProgress:
-    """The changing side of a job."""
+    """The changing side of a job. `suspects` are rows that failed, and at which cars; `alone` by themselves."""
 
     job: Job
-    done: NDArray[np.bool_]
+    settled: NDArray[np.bool_]
     free: deque[Range]
+    rows_free: int = 0
     rows_done: int = 0
     rows_leased: int = 0
     rows_duplicate: int = 0
     rows_released_again: int = 0
+    rows_copied: int = 0
     next_chunk: int = 0
     leases: dict[int, OpenLease] = field(default_factory=dict)
     granted: dict[int, LeaseRecord] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)
     suspects: dict[int, list[str]] = field(default_factory=dict)
+    alone: dict[int, list[str]] = field(default_factory=dict)
+    charges: list[Charge] = field(default_factory=list)
+    failed: dict[int, FailedRow] = field(default_factory=dict)
     compute_us: int = 0
     energy_mwh: int = 0
     pay_micro: int = 0
     rests: dict[str, Rest] = field(default_factory=dict)
+    _settled_in_free: bool = False
 
     @classmethod
     def fresh(cls, job: Job) -> "JobProgress":
         """All rows free."""
-        return cls(job, np.zeros(job.rows, dtype=np.bool_), deque([(0, job.rows)]))
+        return cls(job, np.zeros(job.rows, dtype=np.bool_), deque([(0, job.rows)]), job.rows)
 
     @classmethod
-    def restored(cls, job: Job, done: Iterable[Range], leases: Iterable[LeaseRecord], row_ms: float) -> "JobProgress":
-        """What a ledger remembers: `done` ranges, open leases, and everything else free."""
+    def restored(
+        cls,
+        job: Job,
+        done: Iterable[Range],
+        leases: Iterable[LeaseRecord],
+        row_ms: float,
+        failed: Iterable[FailedRow] = (),
+    ) -> "JobProgress":
+        """What a ledger remembers: `done` ranges, rows given up, open leases by chunk, and everything else free."""
         progress = cls(job, np.zeros(job.rows, dtype=np.bool_), deque())
         for start, stop in done:
-            progress.done[start:stop] = True
-        progress.rows_done = int(np.count_nonzero(progress.done))
-        taken = progress.done.copy()
+            progress.settled[start:stop] = True
+        progress.rows_done = int(np.count_nonzero(progress.settled))
+        for row in failed:
+            progress.settled[row.row] = True
+            progress.failed[row.row] = row
+        taken = progress.settled.copy()
         for record in leases:
-            progress._open(record, row_ms)
+            progress._open(record, row_ms, float(record.deadline_ms))
             taken[record.start : record.stop] = True
         progress.free.extend(_gaps(taken, 0))
+        progress.rows_free = sum(stop - start for start, stop in progress.free)
         return progress
 
     @property
     def finished(self) -> bool:
-        """Whether every row is done."""
-        return self.rows_done == self.job.rows
+        """Whether nothing is left to compute."""
+        return self.rows_done + len(self.failed) == self.job.rows
 
     @property
-    def rows_free(self) -> int:
-        """Rows that nobody has and that are not done; an upper bound while late rows lie among them."""
-        return max(0, self.job.rows - self.rows_done - self.rows_leased)
+    def rows_left(self) -> int:
+        """Rows that are still to be computed."""
+        return self.job.rows - self.rows_done - len(self.failed)
 
-    def take(self, vehicle: str, rows: int, cars: int) -> Range | None:
+    def take(self, vehicle: str, rows: int, others_left: OthersLeft) -> Range | None:
         """Remove up to `rows` adjacent free rows and return them, or None.
 
-        Rows that have failed at this vehicle before are left to the others, while of `cars` that may work some others
-        have not tried them.
+        Rows that have failed at this vehicle before are left to the others, while `others_left` says that some car
+        may work that is not among those where they failed.
         """
         passed_over: list[Range] = []
         taken: Range | None = None
         while self.free and taken is None:
             start, stop = self.free.popleft()
-            if self.done[start]:  # came late, after they had been freed
-                start += _leading(self.done[start:stop])
-            if start == stop:
-                continue
-            run = _leading(~self.done[start : min(stop, start + rows)])
-            if start in self.suspects:
-                run = 1
-            elif self.suspects:
-                run = next((row - start for row in range(start, start + run) if row in self.suspects), run)
+            if self._settled_in_free and self.settled[start]:
+                late = _leading(self.settled[start:stop])  # came after they had been freed
+                start += late
+                self.rows_free -= late
+                if start == stop:
+                    continue
+            run = min(rows, stop - start)
+            if self._settled_in_free:
+                run = _leading(~self.settled[start : start + run])
+            if self.suspects:
+                run = self._unsuspected(start, run)
             if start + run < stop:
                 self.free.appendleft((start + run, stop))
             failed_at = self.suspects.get(start, ())
-            if vehicle in failed_at and len(set(failed_at)) < cars:
+            if vehicle in failed_at and others_left(failed_at):
                 passed_over.append((start, start + run))
             else:
                 taken = (start, start + run)
+                self.rows_free -= run
         self.free.extendleft(reversed(passed_over))
+        self._settled_in_free &= bool(self.free)
         return taken
 
-    def grant(self, record: LeaseRecord, row_ms: float) -> None:
-        """Put taken rows under a lease."""
-        self._open(record, row_ms)
-        self.next_chunk = max(self.next_chunk, record.chunk + 1)
+    def _unsuspected(self, start: int, run: int) -> int:
+        """Suspects go one by one, so that a bad row takes no neighbours along."""
+        if start in self.suspects:
+            return 1
+        return min((row for row in self.suspects if start < row < start + run), default=start + run) - start
 
-    def _open(self, record: LeaseRecord, row_ms: float) -> None:
-        self.leases[record.chunk] = OpenLease(record, row_ms)
+    def grant(self, record: LeaseRecord, row_ms: float, expected_ms: float) -> None:
+        """Put taken rows under a lease, or leased rows under a copy."""
+        self._open(record, row_ms, expected_ms)
+        self.next_chunk = max(self.next_chunk, record.chunk + 1)
+        rows = record.stop - record.start
+        self.seen[record.vehicle] = self.seen.get(record.vehicle, 0) + rows
+        if record.copy_of is not None:
+            self.rows_copied += rows
+
+    def _open(self, record: LeaseRecord, row_ms: float, expected_ms: float) -> None:
+        lease = self.leases[record.chunk] = OpenLease(record, row_ms, expected_ms)
         self.granted[record.chunk] = record
-        self.rows_leased += record.stop - record.start
+        original = None if record.copy_of is None else self.leases.get(record.copy_of)
+        if original is None:
+            self.rows_leased += lease.rows
+        else:
+            lease.original, original.copy = original.record.chunk, record.chunk
+
+    def was_granted(self, span: Span, vehicle: str) -> bool:
+        """Whether these rows were ever leased to this vehicle under this chunk."""
+        record = self.granted.get(span.chunk)
+        return (
+            record is not None and record.vehicle == vehicle and record.start <= span.start < span.stop <= record.stop
+        )
 
     def accept(self, spans: Iterable[Span]) -> tuple[list[Piece], list[int], list[OpenLease]]:
         """Mark the rows of a result done.
@@ -130,16 +190,20 @@ class JobProgress:
         completed: list[OpenLease] = []
         offset = 0
         for span in spans:
-            fresh.append(self._mark(span.start, span.stop, offset, pieces))
-            offset += span.stop - span.start
             lease = self.leases.get(span.chunk)
-            if lease is not None and self._is_complete(lease):
-                self._close(lease)
-                completed.append(lease)
+            fresh.append(self._mark(span.start, span.stop, offset, pieces, late=lease is None))
+            offset += span.stop - span.start
+            if lease is not None:
+                other = lease.copy if lease.original is None else lease.original
+                both = (lease,) if other is None else (lease, self.leases[other])
+                ended = [each for each in both if self._is_complete(each)]
+                for each in ended:
+                    self._close(each)
+                completed += ended
         return pieces, fresh, completed
 
-    def _mark(self, start: int, stop: int, offset: int, pieces: list[Piece]) -> int:
-        flags = self.done[start:stop]
+    def _mark(self, start: int, stop: int, offset: int, pieces: list[Piece], *, late: bool) -> int:
+        flags = self.settled[start:stop]
         fresh = [(start, stop)] if not flags.any() else list(_gaps(flags, start))
         for first, last in fresh:
             _append_piece(pieces, Piece(first, last, offset + first - start))
@@ -147,10 +211,18 @@ class JobProgress:
         self.rows_done += count
         self.rows_duplicate += stop - start - count
         flags[:] = True
+        self._settled_in_free |= late and count > 0
+        if self.suspects:
+            for row in range(start, stop):
+                self._clear(row)
         return count
 
+    def _clear(self, row: int) -> None:
+        self.suspects.pop(row, None)
+        self.alone.pop(row, None)
+
     def release(self, chunk: int) -> tuple[OpenLease, int] | None:
-        """End a lease early; its missing rows are free again. Returns it and how many rows came back."""
+        """End a lease early; rows that now nobody has are free again. Returns it and how many rows came back."""
         lease = self.leases.get(chunk)
         if lease is None:
             return None
@@ -158,31 +230,90 @@ class JobProgress:
         self._close(lease)
         self.free.extendleft(reversed(missing))
         back = sum(stop - start for start, stop in missing)
+        self.rows_free += back
         self.rows_released_again += back
         return lease, back
 
-    def suspect(self, span: Span, vehicle: str) -> int:
+    def completed(self) -> list[OpenLease]:
+        """Close the leases that have nothing left to compute, and return them."""
+        completed = [lease for lease in self.leases.values() if self._is_complete(lease)]
+        for lease in completed:
+            self._close(lease)
+        return completed
+
+    def suspect(self, span: Span, vehicle: str) -> None:
         """Note that these rows failed at a vehicle, so that `take` gives them to others first, one by one.
 
-        Returns how often the worst of them has failed. The lease stays: see `release`.
+        The lease stays: see `release`.
         """
-        worst = 0
-        for row in range(span.start, span.stop):
-            if not self.done[row]:
-                failed_at = self.suspects.setdefault(row, [])
-                failed_at.append(vehicle)
-                worst = max(worst, len(failed_at))
-        return worst
+        missing = [row for row in range(span.start, span.stop) if not self.settled[row]]
+        for row in missing:
+            self.suspects.setdefault(row, []).append(vehicle)
+        if missing:
+            self.charges.append(Charge(vehicle, span.start, span.stop))
+        if span.stop - span.start == 1 and missing:
+            self.alone.setdefault(span.start, []).append(vehicle)
+
+    def give_up(self, row: FailedRow) -> None:
+        """Settle a row that can't be computed: it is reported, and nobody gets it any more."""
+        self.failed[row.row] = row
+        self.settled[row.row] = True
+        self._clear(row.row)
+        parts = ((part for part in _without(piece, row.row) if part[0] < part[1]) for piece in self.free)
+        self.free = deque(part for pair in parts for part in pair)
+        self.rows_free = sum(stop - start for start, stop in self.free)
+
+    def judged(self) -> list[str]:
+        """Vehicles at which rows failed that came out well since; each charge is brought once.
+
+        A charge falls when one of its rows was given up: then it was not the car.
+        """
+        open_charges: list[Charge] = []
+        guilty: list[str] = []
+        for charge in self.charges:
+            if any(charge.start <= row < charge.stop for row in self.failed):
+                continue
+            if self.settled[charge.start : charge.stop].all():
+                guilty.append(charge.vehicle)
+            else:
+                open_charges.append(charge)
+        self.charges = open_charges
+        return guilty
 
     def _close(self, lease: OpenLease) -> None:
         del self.leases[lease.record.chunk]
+        if lease.original is not None:
+            self.leases[lease.original].copy = None
+            return
         self.rows_leased -= lease.rows
+        if lease.copy is not None:
+            heir = self.leases[lease.copy]
+            heir.original = None
+            self.rows_leased += heir.rows
 
     def _is_complete(self, lease: OpenLease) -> bool:
-        return bool(self.done[lease.record.start : lease.record.stop].all())
+        return bool(self.settled[lease.record.start : lease.record.stop].all())
+
+    def missing(self, chunk: int) -> list[Range]:
+        """Rows of an open lease that are not settled."""
+        record = self.leases[chunk].record
+        return list(_gaps(self.settled[record.start : record.stop], record.start))
 
     def _missing(self, lease: OpenLease) -> Iterator[Range]:
-        return _gaps(self.done[lease.record.start : lease.record.stop], lease.record.start)
+        """Rows that nobody has any more when this lease ends."""
+        if lease.original is not None:
+            return
+        covered = self.settled[lease.record.start : lease.record.stop]
+        if lease.copy is not None:
+            covered = covered.copy()
+            copy = self.leases[lease.copy].record
+            covered[copy.start - lease.record.start : copy.stop - lease.record.start] = True
+        yield from _gaps(covered, lease.record.start)
+
+
+def _without(piece: Range, row: int) -> tuple[Range, Range]:
+    start, stop = piece
+    return ((start, row), (row + 1, stop)) if start <= row < stop else (piece, (stop, stop))
 
 
 def _leading(flags: NDArray[np.bool_]) -> int:

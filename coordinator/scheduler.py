@@ -1,121 +1,217 @@
-"""Gives free rows to cars: who gets which chunk of which job. Pure but for the books that it keeps."""
+"""Whose turn it is: shares the fleet between jobs, and gives late leases to a second car. See docs/scheduling.md.
 
+Decides by `rules.scheduling`; keeps only what fairness needs to remember.
+"""
+
+import heapq
+from collections import Counter
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.commands import Command, GrantLease, SendTask
-from coordinator.fleet_view import FleetView
-from coordinator.leases import Leases
-from coordinator.model import LeaseRecord, Model
-from coordinator.prices import Prices
-from coordinator.progress import JobProgress
-from coordinator.rules.sizing import SizingLimits, backlog_ms, chunk_rows, lease_ms
-from coordinator.speeds import Speeds
+from coordinator.assignment import Assignment, Queue, Tools, Turn, capped
+from coordinator.commands import Command
+from coordinator.progress import JobProgress, OpenLease, OthersLeft, Range
+from coordinator.rules.eligibility import Reason
+from coordinator.rules.quarantine import QuarantineLimits
+from coordinator.rules.scheduling import (
+    SchedulingLimits,
+    car_order,
+    copy_gains,
+    share_cap,
+    time_left_ms,
+    turn_key,
+    weight,
+)
 
 __all__ = ["Scheduler"]
+
+_COPY_CANDIDATES = 16
+
+
+@dataclass(slots=True)
+class _Account:
+    """Work that a job was given for each unit of its weight, and when it last was given any."""
+
+    virtual_ms: float
+    served_ms: int
+    waited: bool = True
 
 
 @dataclass(slots=True)
 class Scheduler:
     """Assigns in passes over all jobs that have free rows and all cars that have room."""
 
-    sizing: SizingLimits
+    limits: SchedulingLimits
+    quarantine: QuarantineLimits
     back_off_ms: int
-    fleet: FleetView
-    models: dict[str, Model]
+    tools: Tools
     jobs: dict[str, JobProgress]
-    leases: Leases
-    speeds: Speeds
-    prices: Prices
-    _rest_until_ms: dict[str, int] = field(default_factory=dict)
+    counters: Counter[str]
+    _accounts: dict[str, _Account] = field(default_factory=dict)
+    _virtual_ms: float = 0.0
+    _copied_ms: int = 0
 
     def rest(self, vehicle: str, now_ms: int) -> None:
         """Leave a car alone for a moment that just refused, so that it is not asked again in a tight loop."""
-        self._rest_until_ms[vehicle] = now_ms + self.back_off_ms
+        fleet = self.tools.fleet
+        fleet.column["rest_until_ms"][fleet.row(vehicle)] = now_ms + self.back_off_ms
 
-    def waiting(self) -> bool:
-        """Whether any job has rows to give."""
-        return any(progress.free for progress in self.jobs.values())
+    def others_left(self, progress: JobProgress, reasons: NDArray[np.int8]) -> OthersLeft:
+        """Says whether a car may work for a job that is not among those which it is given."""
+        return Assignment(self.tools, reasons, np.zeros(0, dtype=np.intp), 0).queue(progress).others_left
 
-    def assign(self, eligible: NDArray[np.bool_], now_ms: int) -> list[Command]:
-        """Give free rows to cars that are eligible and run low on work."""
-        waiting = sorted(
-            (progress for progress in self.jobs.values() if progress.free),
-            key=lambda progress: (-progress.job.terms.priority, progress.job.created_ms, progress.job.id),
+    def has_work(self, now_ms: int) -> bool:
+        """Whether any job has rows to give, or it is time to look for late leases."""
+        if any(progress.free for progress in self.jobs.values()):
+            return True
+        return bool(self.jobs) and now_ms - self._copied_ms >= self.limits.copies_every_ms
+
+    def assign(self, reasons: NDArray[np.int8], now_ms: int) -> list[Command]:
+        """Give free rows to cars that may work and run low on it, then copies of late leases to cars that are idle."""
+        order = self._cars_with_room(reasons, now_ms)
+        if not len(order):
+            return []
+        work = Assignment(self.tools, reasons, order, now_ms)
+        self._give_turns(work, now_ms)
+        if now_ms - self._copied_ms >= self.limits.copies_every_ms:
+            self._copied_ms = now_ms
+            for progress in self.jobs.values():
+                if not progress.free:
+                    self._copy_late(work, progress, now_ms)
+        return work.commands(self.jobs)
+
+    def _cars_with_room(self, reasons: NDArray[np.int8], now_ms: int) -> NDArray[np.intp]:
+        fleet, chunk_ms = self.tools.fleet, self.tools.sizing.chunk_ms
+        ready = reasons == Reason.ELIGIBLE
+        ready &= fleet.live("backlog_ms") < chunk_ms
+        ready &= fleet.live("leases") < fleet.live("slots")
+        ready &= fleet.live("rest_until_ms") <= now_ms
+        return car_order(fleet, np.flatnonzero(ready), chunk_ms, self.limits.cars, self.quarantine)
+
+    # Shares ---------------------------------------------------------------------------------------------------------
+
+    def _give_turns(self, work: Assignment, now_ms: int) -> None:
+        waiting = [progress for progress in self.jobs.values() if progress.free]
+        weights = sum(self.weight(progress) for progress in waiting)
+        turns = []
+        for progress in waiting:
+            account, queue = self._account(progress, now_ms), work.queue(progress)
+            if len(queue):
+                entry = self._entry(progress, account, queue, weights, now_ms)
+                turns.append((*entry, Turn(progress, queue), account))
+            else:  # what it could not have used is not owed to it
+                account.virtual_ms = max(account.virtual_ms, self._virtual_ms)
+        heapq.heapify(turns)
+        while turns:
+            *_, turn, account = heapq.heappop(turns)
+            given_ms = self._serve(work, turn, self.tools.sizing.chunk_ms if turns else inf)
+            if given_ms:
+                self._virtual_ms = max(self._virtual_ms, account.virtual_ms)
+                account.virtual_ms += given_ms / self.weight(turn.progress)
+                account.served_ms = now_ms
+                if turn.progress.free:
+                    entry = self._entry(turn.progress, account, turn.queue, weights, now_ms)
+                    heapq.heappush(turns, (*entry, turn, account))
+        for job, account in self._accounts.items():
+            account.waited = job in self.jobs and bool(self.jobs[job].free)
+        if len(self._accounts) > len(self.jobs):
+            self._accounts = {job: account for job, account in self._accounts.items() if job in self.jobs}
+
+    def _serve(self, work: Assignment, turn: Turn, spend_ms: float) -> float:
+        """Give the job of this turn something at the best car that takes it; 0 when there is none in this pass."""
+        while (row := work.next_car(turn)) is not None:
+            given_ms = work.fill(row, turn, spend_ms)
+            if given_ms:
+                return given_ms
+        return 0.0
+
+    def _entry(
+        self, progress: JobProgress, account: _Account, queue: Queue, weights: float, now_ms: int
+    ) -> tuple[int, float, int, int, str]:
+        job = progress.job
+        limit_s = job.terms.deadline_s
+        row_ms = None if limit_s is None else self.tools.speeds.model_row_ms(job.model)
+        key = turn_key(
+            virtual_ms=account.virtual_ms,
+            unserved_ms=now_ms - account.served_ms,
+            needs_ms=None if row_ms is None else progress.rows_left * row_ms / max(1, queue.cars),
+            share=self.weight(progress) / weights,
+            left_ms=None if limit_s is None else job.created_ms + limit_s * 1000 - now_ms,
+            limits=self.limits,
         )
-        backlog, leases = self.fleet.live("backlog_ms"), self.fleet.live("leases")
-        ready = eligible & (backlog < self.sizing.chunk_ms) & (leases < self.fleet.live("slots"))
-        rows = np.flatnonzero(ready)
-        cars = int(np.count_nonzero(eligible))
-        commands: list[Command] = []
-        for row in rows[np.argsort(backlog[rows], kind="stable")].tolist():
-            while waiting and not waiting[0].free:
-                waiting.pop(0)
-            if not waiting:
-                break
-            if self._rest_until_ms.get(self.fleet.ids[row], 0) <= now_ms:
-                for progress in waiting:
-                    commands += self._fill(row, progress, cars, now_ms)
-        return commands
+        return (*key, -job.terms.priority, job.created_ms, job.id)
 
-    def _fill(self, row: int, progress: JobProgress, cars: int, now_ms: int) -> list[Command]:
-        """Give a car chunks of one job until it has enough to do."""
-        job, sizing, vehicle = progress.job, self.sizing, self.fleet.ids[row]
-        backlog, held, slots = (self.fleet.column[name] for name in ("backlog_ms", "leases", "slots"))
-        row_ms = self.speeds.expected_row_ms(vehicle, job.model)
-        promise = self.prices.promise(row, now_ms)
-        granted: list[LeaseRecord] = []
-        while progress.free and held[row] < slots[row]:
-            free = max(1, progress.rows_free)
-            if backlog[row] >= backlog_ms(row_ms=row_ms, rows_free=free, cars=cars, limits=sizing):
-                break
-            wanted = chunk_rows(
-                row_ms=row_ms,
-                row_bytes=job.row_bytes,
-                rows_free=free,
-                cars=cars,
-                fixed_rows=job.terms.chunk_rows,
-                batch_rows=self.models[job.model].batch_rows,
-                limits=sizing,
-            )
-            taken = progress.take(vehicle, wanted, cars)
-            if taken is None:
-                break
-            expected_ms = sizing.backlog_ms / wanted if row_ms is None else row_ms
-            work_ms = expected_ms * (taken[1] - taken[0])
-            deadline_ms = now_ms + int(lease_ms(float(backlog[row]) + work_ms, sizing))
-            epoch = int(self.fleet.column["epoch"][row])
-            record = LeaseRecord(job.id, progress.next_chunk, *taken, vehicle, epoch, now_ms, deadline_ms, *promise)
-            progress.grant(record, expected_ms)
-            self.leases.hold(record, work_ms, deadline_ms)
-            granted.append(record)
-            self.leases.totals.leases_granted += 1
-        return [*(GrantLease(record) for record in granted), *self._tasks(row, progress, granted)]
+    def _account(self, progress: JobProgress, now_ms: int) -> _Account:
+        account = self._accounts.get(progress.job.id)
+        if account is None:
+            account = self._accounts[progress.job.id] = _Account(self._virtual_ms, now_ms)
+        elif not account.waited:  # time in which it wanted nothing earns nothing
+            account.virtual_ms = max(account.virtual_ms, self._virtual_ms)
+            account.served_ms = now_ms
+        return account
 
-    def _tasks(self, row: int, progress: JobProgress, granted: list[LeaseRecord]) -> list[Command]:
-        """As few tasks as carry these leases, each small enough for its inputs to travel inside."""
-        tasks: list[Command] = []
-        batch: list[LeaseRecord] = []
-        size = 0
-        for record in granted:
-            record_bytes = (record.stop - record.start) * progress.job.row_bytes + 16
-            if batch and size + record_bytes > self.sizing.inline_bytes:
-                tasks.append(self._task(row, batch))
-                batch, size = [], 0
-            batch.append(record)
-            size += record_bytes
-        return [*tasks, self._task(row, batch)] if batch else tasks
+    def weight(self, progress: JobProgress) -> float:
+        """The part of the fleet that a job gets, beside the weights of the others."""
+        return weight(progress.job.terms.priority, self.limits)
 
-    def _task(self, row: int, leases: list[LeaseRecord]) -> SendTask:
-        return SendTask(
-            vehicle=self.fleet.ids[row],
-            epoch=int(self.fleet.column["epoch"][row]),
-            consent_version=leases[0].consent_version,
-            job=leases[0].job,
-            leases=tuple(leases),
-            deadline_ms=max(lease.deadline_ms for lease in leases),
-            energy_micro_per_kwh=leases[0].energy_micro_per_kwh,
-            pay_micro_per_h=leases[0].pay_micro_per_h,
-        )
+    # Copies ---------------------------------------------------------------------------------------------------------
+
+    def copies_left(self, progress: JobProgress) -> int:
+        """How many more rows of a job may be given to a second car."""
+        return int(progress.job.rows * self.limits.copied_share) - progress.rows_copied
+
+    def _copy_late(self, work: Assignment, progress: JobProgress, now_ms: int) -> None:
+        """Give the latest leases of a job without free rows to idle cars too, where that should gain enough."""
+        row_ms = self.tools.speeds.model_row_ms(progress.job.model)
+        if row_ms is None or self.copies_left(progress) <= 0:
+            return
+        idle = work.idle(work.queue(progress), _COPY_CANDIDATES)
+        late = [lease for lease in progress.leases.values() if lease.copy is None and lease.original is None]
+        left = [(_left_ms(progress, lease, now_ms), lease.record.chunk) for lease in late] if idle else []
+        for left_ms, chunk in sorted(left, key=lambda pair: (-pair[0], pair[1]))[: len(idle)]:
+            taken = self._worth_a_copy(progress, chunk)
+            candidates = [row for row in idle if self._may_copy(row, progress, chunk, taken)]
+            if not candidates:
+                continue
+            rows = taken[1] - taken[0]
+            copy_ms, row = min((self._copy_ms(row, progress, rows), row) for row in candidates)
+            if copy_gains(copy_ms=copy_ms, left_ms=left_ms, limits=self.limits):
+                idle.remove(row)
+                work.grant(row, progress, taken, copy_ms / rows, copy_of=chunk)
+                self.counters["rows_copied"] += rows
+
+    def _worth_a_copy(self, progress: JobProgress, chunk: int) -> Range:
+        """The end of the longest run of missing rows, as far as the budget goes: the late car begins at the front."""
+        start, stop = max(progress.missing(chunk), key=lambda run: run[1] - run[0])
+        return max(start, stop - self.copies_left(progress)), stop
+
+    def _may_copy(self, row: int, progress: JobProgress, chunk: int, taken: Range) -> bool:
+        vehicle, (start, stop) = self.tools.fleet.ids[row], taken
+        if start >= stop or vehicle == progress.leases[chunk].record.vehicle:
+            return False
+        if any(start <= suspect < stop for suspect in progress.suspects):
+            return False
+        if not capped(progress):
+            return True
+        most = share_cap(progress.job.rows, progress.job.terms.vehicle_share)
+        return progress.seen.get(vehicle, 0) + stop - start <= most
+
+    def _copy_ms(self, row: int, progress: JobProgress, rows: int) -> float:
+        vehicle, model = self.tools.fleet.ids[row], progress.job.model
+        row_ms = self.tools.speeds.expected_row_ms(vehicle, model)
+        assert row_ms is not None
+        return row_ms * rows + (0.0 if self.tools.warm.has(row, model) else self.limits.cold_ms)
+
+
+def _left_ms(progress: JobProgress, lease: OpenLease, now_ms: int) -> float:
+    missing = sum(stop - start for start, stop in progress.missing(lease.record.chunk))
+    return time_left_ms(
+        granted_ms=lease.record.granted_ms,
+        expected_ms=lease.expected_ms,
+        rows=lease.rows,
+        missing=missing,
+        now_ms=now_ms,
+    )

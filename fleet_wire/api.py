@@ -97,8 +97,9 @@ class JobView(Struct, frozen=True):
     """A job as clients see it. `state` is one of running, done, failed, cancelled.
 
     `rows_duplicate` counts rows that came a second time and were not stored; `rows_released_again` counts rows that
-    had to be leased again because the car that had them left, refused or fell silent. Energy is in milliwatt-hours
-    above what the cars would have used anyway; pay in integer micro-currency.
+    had to be leased again because the car that had them left, refused or fell silent; `rows_failed` counts rows that
+    were given up because they failed on several cars. Energy is in milliwatt-hours above what the cars would have used
+    anyway; pay in integer micro-currency.
     """
 
     id: str
@@ -119,6 +120,7 @@ class JobView(Struct, frozen=True):
     vehicles: int
     waiting_for: str | None = None
     estimate_s: float | None = None
+    rows_failed: int = 0
 
 
 class VehicleView(Struct, frozen=True):

@@ -11,9 +11,30 @@ from typing import Any
 import msgspec
 
 from coordinator.adapters.sql import migrations, named_queries
-from coordinator.commands import AddJob, AddModel, AddRows, EndJob, EndLease, GrantLease, LedgerWrite
+from coordinator.commands import (
+    AddFailedRow,
+    AddJob,
+    AddModel,
+    AddRows,
+    EndJob,
+    EndLease,
+    GrantLease,
+    KeepConduct,
+    LedgerWrite,
+)
 from coordinator.errors import StoreUnavailable
-from coordinator.model import AcceptedRows, Job, JobState, LeaseRecord, Model, Piece, ReceiptPart, Rest
+from coordinator.model import (
+    AcceptedRows,
+    FailedRow,
+    Job,
+    JobState,
+    LeaseRecord,
+    Model,
+    Piece,
+    ReceiptPart,
+    Rest,
+    VehicleConduct,
+)
 from coordinator.ports import LedgerJob, LedgerSnapshot, VehicleSums
 from fleet_wire.api import JobTerms, JobView, TensorSpec
 from fleet_wire.trace import parse_trace
@@ -85,6 +106,8 @@ class SqliteLedger:
             self._change_leases(groups[EndLease], groups[AddRows])
             self._many("add_result", (_result_row(write.rows) for write in groups[AddRows]))
             self._add_receipts(groups[AddRows])
+            self._many("add_failed_row", (_failed_row(write) for write in groups[AddFailedRow]))
+            self._many("keep_conduct", (_conduct_row(write.conduct) for write in groups[KeepConduct]))
             self._many("end_job", (_end_row(write) for write in groups[EndJob]))
 
     def _change_leases(self, ends: Sequence[EndLease], added: Sequence[AddRows]) -> None:
@@ -117,12 +140,14 @@ class SqliteLedger:
                 running=tuple(self._running(row) for row in self._all("running_jobs")),
                 next_seq=next_seq,
                 vehicles=tuple(VehicleSums(*sums) for sums in self._all("sums_of_vehicles")),
+                conduct=tuple(VehicleConduct(*row) for row in self._all("all_conduct")),
             )
 
     def _running(self, row: sqlite3.Row) -> LedgerJob:
         job = _job(row)
         (next_chunk,) = self._one("next_chunk", job.id)
         compute_us, energy_mwh, pay_micro = self._one("sums_of_job", job.id)
+        (rows_copied,) = self._one("rows_copied", job.id)
         accepted = (_decode_pieces(pieces) for (pieces,) in self._run("pieces_of_job", job.id))
         return LedgerJob(
             job=job,
@@ -134,6 +159,9 @@ class SqliteLedger:
             energy_mwh=energy_mwh,
             pay_micro=pay_micro,
             rests=tuple((vehicle, Rest(energy, fee)) for vehicle, energy, fee in self._all("rests_of_job", job.id)),
+            failed=tuple(FailedRow(*failed) for failed in self._all("failed_rows", job.id)),
+            rows_copied=rows_copied,
+            seen=tuple((vehicle, rows) for vehicle, rows in self._all("seen_of_job", job.id)),
         )
 
     def rows_after(self, job: str, seq: int, limit: int) -> list[AcceptedRows]:
@@ -141,6 +169,11 @@ class SqliteLedger:
         with self._failures():
             found = self._all("rows_after", job, seq, limit)
         return [AcceptedRows(**{**row, "pieces": _decode_pieces(row["pieces"])}) for row in map(dict, found)]
+
+    def failed_rows(self, job: str) -> list[FailedRow]:
+        """Rows of a job that were given up, in their order."""
+        with self._failures():
+            return [FailedRow(*row) for row in self._all("failed_rows", job)]
 
     def ended_jobs(self, limit: int) -> list[JobView]:
         """Jobs that came to their end, the latest first."""
@@ -281,6 +314,21 @@ def _lease_row(lease: LeaseRecord) -> tuple[Any, ...]:
         lease.energy_micro_per_kwh,
         lease.pay_micro_per_h,
         lease.month,
+        lease.copy_of,
+    )
+
+
+def _failed_row(write: AddFailedRow) -> tuple[Any, ...]:
+    return (write.job, write.row.row, write.row.attempts, write.row.error)
+
+
+def _conduct_row(conduct: VehicleConduct) -> tuple[Any, ...]:
+    return (
+        conduct.vehicle,
+        conduct.strikes,
+        conduct.quarantined_until_ms,
+        conduct.leases_kept,
+        conduct.leases_ended,
     )
 
 
@@ -327,4 +375,5 @@ def _job_view(row: sqlite3.Row) -> JobView:
         energy_mwh=row["energy_mwh"],
         pay_micro=row["pay_micro"],
         vehicles=row["vehicles"],
+        rows_failed=row["rows_failed"],
     )

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.fleet_view import FleetView
+from fleet_wire.api import JobTerms
 
-__all__ = ["EXPLANATIONS", "EligibilityLimits", "Reason", "first_reasons"]
+__all__ = ["EXPLANATIONS", "EligibilityLimits", "Reason", "first_reasons", "job_reasons"]
 
 
 class Reason(IntEnum):
@@ -128,10 +129,34 @@ def first_reasons(fleet: FleetView, limits: EligibilityLimits, now_ms: int) -> N
         (Reason.BATTERY_TOO_HOT, ~(fleet.live("battery_temperature_c") < battery)),
         (Reason.COMPUTE_TOO_HOT, ~(fleet.live("compute_temperature_c") < compute)),
         (Reason.LINK_METERED, fleet.live("link_metered") != 0),
+        (Reason.QUARANTINED, fleet.live("quarantined_until_ms") > now_ms),
         (Reason.DRAINING, fleet.live("draining")),
         (Reason.CAR_REFUSES, fleet.unwilling[: len(fleet)]),
     )
     reasons = np.zeros(len(fleet), dtype=np.int8)
     for reason, holds in reversed(checks):
         reasons[holds] = reason
+    return reasons
+
+
+def job_reasons(
+    fleet: FleetView,
+    terms: JobTerms,
+    *,
+    share_reached: NDArray[np.bool_] | None = None,
+    failed_here: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int8]:
+    """For every vehicle the first `Reason` why it gets no work of a job with these terms; shape [vehicles], int8.
+
+    `share_reached` marks vehicles that had as many of its rows as one may see, `failed_here` those on which all rows
+    that are free have failed.
+    """
+    reasons = np.zeros(len(fleet), dtype=np.int8)
+    if failed_here is not None:
+        np.copyto(reasons, np.int8(Reason.FAILED_HERE), where=failed_here)
+    if share_reached is not None:
+        np.copyto(reasons, np.int8(Reason.JOB_SHARE_REACHED), where=share_reached)
+    if terms.price_ceiling_micro_per_kwh is not None:
+        within = fleet.live("energy_micro_per_kwh") <= terms.price_ceiling_micro_per_kwh
+        np.copyto(reasons, np.int8(Reason.JOB_PRICE_CEILING), where=~within)
     return reasons

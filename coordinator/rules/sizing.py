@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["SizingLimits", "backlog_ms", "chunk_rows", "lease_ms", "restored_deadline_ms"]
+__all__ = ["SizingLimits", "backlog_ms", "chunk_rows", "lease_ms", "restored_deadline_ms", "rows_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,13 @@ def backlog_ms(*, row_ms: float | None, rows_free: int, cars: int, limits: Sizin
     """How much work a car may hold, in milliseconds: half of its share of what is free, within the limits."""
     share_ms = limits.backlog_ms if row_ms is None else rows_free * row_ms / (2 * max(cars, 1))
     return max(limits.least_backlog_ms, min(limits.backlog_ms, share_ms))
+
+
+def rows_in(stay_ms: float, row_ms: float | None, *, idle: bool) -> int:
+    """Rows that a car finishes while it probably stays (NaN: no limit); an idle one gets a row at least."""
+    if row_ms is None or not stay_ms < 1e15:
+        return 1 << 62
+    return max(int(idle), int(stay_ms / max(row_ms, 1e-6)))
 
 
 def lease_ms(backlog_ms: float, limits: SizingLimits) -> float:

@@ -15,9 +15,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.adapters.sqlite_ledger import SqliteLedger
-from coordinator.commands import AddJob, AddModel, AddRows, EndJob, EndLease, GrantLease, LedgerWrite
+from coordinator.commands import (
+    AddFailedRow,
+    AddJob,
+    AddModel,
+    AddRows,
+    EndJob,
+    EndLease,
+    GrantLease,
+    KeepConduct,
+    LedgerWrite,
+)
 from coordinator.errors import StoreUnavailable
-from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, LeaseRecord, Model, Piece, ReceiptPart, Rest
+from coordinator.model import (
+    AcceptedRows,
+    FailedRow,
+    Job,
+    JobState,
+    LeaseEnd,
+    LeaseRecord,
+    Model,
+    Piece,
+    ReceiptPart,
+    Rest,
+    VehicleConduct,
+)
 from coordinator.ports import Ledger, LedgerJob, LedgerSnapshot, VehicleSums
 from fleet_wire.api import JobTerms, JobView, TensorSpec
 from fleet_wire.trace import TraceContext
@@ -155,6 +177,7 @@ def test_a_running_job_comes_back_with_all_that_happened(ledger: Ledger) -> None
                 pay_micro=33,
                 # 7 and 14 mWh at 300,001 and 1.5 and 3 ms at 20,000: nothing of the fee makes a whole micro-unit yet
                 rests=(("v1", Rest(100_007, 30_000_000)), ("v2", Rest(200_014, 60_000_000))),
+                seen=(("v1", 20), ("v2", 16)),
             ),
         ),
         next_seq=4,
@@ -167,7 +190,33 @@ def test_a_running_job_comes_back_with_all_that_happened(ledger: Ledger) -> None
 
 def test_a_lease_may_be_granted_and_ended_in_one_round(ledger: Ledger) -> None:
     ledger.commit([AddJob(JOB), EndLease(JOB.id, 0, LeaseEnd.RELEASED, 10, 5), GrantLease(lease(0, 0, 10))])
-    assert ledger.load().running == (replace(fresh(), next_chunk=1, rows_released_again=10),)
+    assert ledger.load().running == (replace(fresh(), next_chunk=1, rows_released_again=10, seen=(("v1", 10),)),)
+
+
+def test_copies_and_rows_that_were_given_up_are_remembered(ledger: Ledger) -> None:
+    copy = replace(lease(1, 5, 10, "v2"), copy_of=0)
+    bad = FailedRow(12, 3, "division by zero")
+    ledger.commit([AddJob(JOB), GrantLease(lease(0, 0, 10)), GrantLease(copy), AddFailedRow(JOB.id, bad)])
+    assert ledger.load().running == (
+        replace(
+            fresh(),
+            leases=(lease(0, 0, 10), copy),
+            next_chunk=2,
+            failed=(bad,),
+            rows_copied=5,
+            seen=(("v1", 10), ("v2", 5)),
+        ),
+    )
+    ledger.commit([EndJob(JOB.id, JobState.FAILED, 9, "row 12 failed")])
+    assert ledger.failed_rows(JOB.id) == [bad]
+    assert ledger.job_view(JOB.id) == view(JobState.FAILED, ended_ms=9, error="row 12 failed", rows_failed=1)
+
+
+def test_the_conduct_of_a_vehicle_replaces_what_was_kept_before(ledger: Ledger) -> None:
+    first, other = VehicleConduct("v1", 1, 0, 7.5, 8.0), VehicleConduct("v2", 3, 90, 0.0, 3.0)
+    ledger.commit([KeepConduct(first), KeepConduct(other)])
+    ledger.commit([KeepConduct(replace(first, strikes=2)), KeepConduct(replace(first, strikes=3))])
+    assert ledger.load().conduct == (replace(first, strikes=3), other)
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,32 @@
-"""The core under any order of events: rows are done once, leased once, and none is lost; a restart changes nothing."""
+"""The core under any order of events: no row is lost or done twice, no lease breaks a rule, restarts change nothing."""
 
+import math
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from coordinator.commands import AddJob, AddModel, AddRows, Command, EndJob, EndLease, GrantLease, SendTask
+from coordinator.commands import (
+    AddFailedRow,
+    AddJob,
+    AddModel,
+    AddRows,
+    Command,
+    EndJob,
+    EndLease,
+    GrantLease,
+    KeepConduct,
+    SendTask,
+)
 from coordinator.core import Core, CorePolicy
 from coordinator.events import JobSubmitted, ModelAdded, RowsFailed, TaskRefused, TaskUndelivered, Tick, VehicleState
-from coordinator.model import Job, JobState, LeaseRecord, ReceiptPart, Rest
+from coordinator.model import FailedRow, Job, JobState, LeaseRecord, ReceiptPart, Rest, VehicleConduct
 from coordinator.ports import LedgerJob, LedgerSnapshot, VehicleSums
+from coordinator.rules.eligibility import Reason
 from coordinator.rules.pay import paid
+from coordinator.rules.quarantine import QuarantineLimits
+from coordinator.rules.scheduling import SchedulingLimits, share_cap
 from coordinator.rules.sizing import SizingLimits
 from fleet_wire.messages import Failure, Refusal, RefusalReason, Span, State
 from tests.unit.coordinator_scenes import MODEL, arrival, job, rows_of
@@ -33,6 +48,9 @@ class Memory:
     sums: dict[str, list[int]] = field(default_factory=dict)
     rests: dict[str, dict[str, Rest]] = field(default_factory=dict)
     vehicles: dict[str, list[int]] = field(default_factory=dict)
+    failed: dict[str, dict[int, FailedRow]] = field(default_factory=dict)
+    granted: dict[str, list[LeaseRecord]] = field(default_factory=dict)
+    conduct: dict[str, VehicleConduct] = field(default_factory=dict)
     seq: int = 0
 
     def keep(self, commands: list[Command]) -> None:
@@ -43,11 +61,14 @@ class Memory:
                     self.done[new.id] = []
                     self.sums[new.id] = [0, 0, 0]
                     self.rests[new.id] = {}
+                    self.failed[new.id] = {}
+                    self.granted[new.id] = []
                 case GrantLease(lease):
                     assert (lease.job, lease.chunk) not in self.leases
                     assert lease.chunk >= self.chunks.get(lease.job, 0)
                     self.chunks[lease.job] = lease.chunk + 1
                     self.leases[lease.job, lease.chunk] = lease
+                    self.granted[lease.job].append(lease)
                 case EndLease(ended_job, chunk, _, back, _):
                     del self.leases[ended_job, chunk]
                     self.released[ended_job] = self.released.get(ended_job, 0) + back
@@ -56,13 +77,20 @@ class Memory:
                     self.seq = rows.seq
                     fresh = [row for piece in rows.pieces for row in range(piece.start, piece.stop)]
                     assert not set(fresh) & set(self.done[rows.job]), "a row was kept twice"
+                    assert not set(fresh) & self.failed[rows.job].keys(), "a row that was given up was kept"
                     self.done[rows.job] += fresh
                     assert sum(part.rows for part in parts) == len(fresh)
                     self._add(parts)
+                case AddFailedRow(failed_job, row):
+                    assert row.row not in self.done[failed_job]
+                    assert row.row not in self.failed[failed_job]
+                    self.failed[failed_job][row.row] = row
+                case KeepConduct(conduct):
+                    self.conduct[conduct.vehicle] = conduct
                 case EndJob(ended, state):
                     self.ended[ended] = state
-                    if state is JobState.DONE:
-                        assert sorted(self.done[ended]) == list(range(self.jobs[ended].rows))
+                    assert sorted([*self.done[ended], *self.failed[ended]]) == list(range(self.jobs[ended].rows))
+                    assert (state is JobState.DONE) == (not self.failed[ended])
 
     def _add(self, parts: tuple[ReceiptPart, ...]) -> None:
         for part in parts:
@@ -78,7 +106,13 @@ class Memory:
     def snapshot(self) -> LedgerSnapshot:
         running = tuple(self._running(name) for name in self._open())
         vehicles = tuple(VehicleSums(vehicle, *sums) for vehicle, sums in self.vehicles.items())
-        return LedgerSnapshot((MODEL,), running, self.seq + 1, vehicles)
+        return LedgerSnapshot((MODEL,), running, self.seq + 1, vehicles, conduct=tuple(self.conduct.values()))
+
+    def seen(self, name: str, car: str) -> int:
+        return sum(lease.stop - lease.start for lease in self.granted[name] if lease.vehicle == car)
+
+    def copied(self, name: str) -> int:
+        return sum(lease.stop - lease.start for lease in self.granted[name] if lease.copy_of is not None)
 
     def _open(self) -> list[str]:
         return [name for name in self.jobs if name not in self.ended]
@@ -97,13 +131,23 @@ class Memory:
             energy_mwh,
             pay,
             tuple(self.rests[name].items()),
+            failed=tuple(self.failed[name].values()),
+            rows_copied=self.copied(name),
+            seen=tuple((car, self.seen(name, car)) for car in CARS if self.seen(name, car)),
         )
 
 
 class CoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.policy = CorePolicy(sizing=SizingLimits(probe_rows=3, lease_floor_ms=500, lease_factor=1), back_off_ms=5)
+        self.policy = CorePolicy(
+            sizing=SizingLimits(probe_rows=3, lease_floor_ms=500, lease_factor=1),
+            scheduling=SchedulingLimits(
+                copied_share=0.5, least_gain_ms=1, copy_factor=1.0, cold_ms=1, copies_every_ms=0, patience_ms=1_000
+            ),
+            quarantine=QuarantineLimits(free_strikes=1, first_ms=500),
+            back_off_ms=5,
+        )
         self.core = Core(self.policy)
         self.memory = Memory()
         self.now_ms = 0
@@ -115,15 +159,69 @@ class CoreMachine(RuleBasedStateMachine):
     def feed(self, event: object) -> None:
         self.now_ms += 1
         commands = self.core.handle(event, self.now_ms)  # type: ignore[arg-type]
-        commands += self.core.assign(self.now_ms)
         self.memory.keep([command for command in commands if not isinstance(command, AddModel)])
+        assigned = self.core.assign(self.now_ms)
+        for lease in [command.lease for command in assigned if isinstance(command, GrantLease)]:
+            self.breaks_no_rule(lease)
+            self.memory.keep([GrantLease(lease)])
+        commands += assigned
         self.sent += [lease for command in commands if isinstance(command, SendTask) for lease in command.leases]
 
+    def breaks_no_rule(self, lease: LeaseRecord) -> None:
+        """To be asked before the memory knows of the lease."""
+        memory, fleet = self.memory, self.core.fleet
+        terms, row = memory.jobs[lease.job].terms, fleet.row(lease.vehicle)
+        assert self.core.reasons(self.now_ms)[row] == Reason.ELIGIBLE
+        assert lease.epoch == fleet.column["epoch"][row]
+        assert fleet.column["quarantined_until_ms"][row] <= self.now_ms
+        assert fleet.column["rest_until_ms"][row] <= self.now_ms
+        assert sum(held.vehicle == lease.vehicle for held in memory.leases.values()) < fleet.column["slots"][row]
+        ceiling = terms.price_ceiling_micro_per_kwh
+        assert ceiling is None or fleet.column["energy_micro_per_kwh"][row] <= ceiling
+        rows = set(range(lease.start, lease.stop))
+        cap = share_cap(ROWS, terms.vehicle_share)
+        assert terms.vehicle_share == 1 or memory.seen(lease.job, lease.vehicle) + len(rows) <= cap
+        assert not rows & memory.failed[lease.job].keys()
+        assert not rows <= set(memory.done[lease.job])
+        others = [held for held in memory.leases.values() if held.job == lease.job]
+        shared = [held for held in others if rows & set(range(held.start, held.stop))]
+        if lease.copy_of is None:
+            assert not shared, "rows were leased twice"
+            return
+        (original,) = shared
+        assert original.chunk == lease.copy_of
+        assert original.vehicle != lease.vehicle
+        assert original.start <= lease.start < lease.stop <= original.stop
+        assert memory.copied(lease.job) + len(rows) <= self.policy.scheduling.copied_share * ROWS
+
     @precondition(lambda self: self.submitted < 3)
-    @rule(chunk_rows=st.sampled_from([None, 1, 7]), attempts=st.integers(1, 3))
-    def submit(self, chunk_rows: int | None, attempts: int) -> None:
+    @rule(
+        chunk_rows=st.sampled_from([None, 1, 7]),
+        attempts=st.integers(1, 3),
+        priority=st.sampled_from([-50, 0, 20]),
+        share=st.sampled_from([1.0, 1.0, 0.4]),
+        ceiling=st.sampled_from([None, None, 200_000]),
+    )
+    def submit(self, chunk_rows: int | None, attempts: int, priority: int, share: float, ceiling: int | None) -> None:
         self.submitted += 1
-        self.feed(JobSubmitted(job(f"j{self.submitted}", ROWS, chunk_rows=chunk_rows, max_attempts=attempts)))
+        new = job(
+            f"j{self.submitted}",
+            ROWS,
+            chunk_rows=chunk_rows,
+            max_attempts=attempts,
+            priority=priority,
+            vehicle_share=share,
+            price_ceiling_micro_per_kwh=ceiling,
+        )
+        self.feed(JobSubmitted(new))
+
+    @rule(
+        car=st.sampled_from(CARS), price=st.sampled_from([100_000, 300_000]), stay_ms=st.sampled_from([math.nan, 50.0])
+    )
+    def change_price(self, car: str, price: int, stay_ms: float) -> None:
+        row = self.core.fleet.row(car)
+        self.core.fleet.column["energy_micro_per_kwh"][row] = price
+        self.core.fleet.column["stay_ms"][row] = stay_ms
 
     @rule(car=st.sampled_from(CARS))
     def arrive(self, car: str) -> None:
@@ -156,8 +254,9 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
         lease = data.draw(st.sampled_from(self.sent))
-        row = data.draw(st.integers(lease.start, lease.stop - 1))
-        self.feed(RowsFailed(lease.vehicle, Failure(lease.job, 1, [Span(lease.chunk, row, row + 1)], "no")))
+        start = data.draw(st.integers(lease.start, lease.stop - 1))
+        stop = data.draw(st.sampled_from([start + 1, lease.stop]))
+        self.feed(RowsFailed(lease.vehicle, Failure(lease.job, 1, [Span(lease.chunk, start, stop)], "no")))
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
@@ -178,7 +277,15 @@ class CoreMachine(RuleBasedStateMachine):
         assert self.core.next_seq == before.next_seq
         for name, progress in self.core.jobs.items():
             known = before.jobs[name]
-            assert progress.done.tolist() == known.done.tolist()
+            assert progress.settled.tolist() == known.settled.tolist()
+            assert (progress.failed, progress.seen, progress.rows_copied) == (
+                known.failed,
+                known.seen,
+                known.rows_copied,
+            )
+            assert {chunk: lease.original for chunk, lease in progress.leases.items()} == {
+                chunk: lease.original for chunk, lease in known.leases.items()
+            }
             assert progress.leases.keys() == known.leases.keys()
             assert (progress.next_chunk, progress.pay_micro) == (known.next_chunk, known.pay_micro)
             assert (progress.compute_us, progress.rests) == (known.compute_us, known.rests)
@@ -193,14 +300,37 @@ class CoreMachine(RuleBasedStateMachine):
     def every_row_is_done_or_leased_or_free(self) -> None:
         assert self.core.jobs.keys() == {name for name in self.memory.jobs if name not in self.memory.ended}
         for name, progress in self.core.jobs.items():
-            assert sorted(self.memory.done[name]) == [row for row in range(ROWS) if progress.done[row]]
-            records = [lease.record for lease in progress.leases.values()]
+            settled = {row for row in range(ROWS) if progress.settled[row]}
+            assert not set(self.memory.done[name]) & self.memory.failed[name].keys()
+            assert set(self.memory.done[name]) | self.memory.failed[name].keys() == settled
+            assert progress.failed == self.memory.failed[name]
+            records = [lease.record for lease in progress.leases.values() if lease.original is None]
             leased = [row for record in records for row in range(record.start, record.stop)]
             assert len(leased) == len(set(leased)) == progress.rows_leased
-            free = [row for start, stop in progress.free for row in range(start, stop) if not progress.done[row]]
+            free = [row for start, stop in progress.free for row in range(start, stop) if not progress.settled[row]]
             assert len(free) == len(set(free))
+            assert len(free) <= progress.rows_free == sum(stop - start for start, stop in progress.free)
             assert not set(free) & set(leased)
-            assert set(free) | set(leased) | {row for row in range(ROWS) if progress.done[row]} == set(range(ROWS))
+            assert set(free) | set(leased) | settled == set(range(ROWS))
+
+    @invariant()
+    def a_copy_repeats_rows_of_one_other_lease(self) -> None:
+        for progress in self.core.jobs.values():
+            for chunk, lease in progress.leases.items():
+                if lease.original is not None:
+                    original = progress.leases[lease.original]
+                    assert (original.copy, original.original) == (chunk, None)
+                    assert original.record.start <= lease.record.start < lease.record.stop <= original.record.stop
+                    assert original.record.vehicle != lease.record.vehicle
+                if lease.copy is not None:
+                    assert progress.leases[lease.copy].original == chunk
+
+    @invariant()
+    def faults_agree_with_the_ledger(self) -> None:
+        for car in CARS:
+            row, kept = self.core.fleet.row(car), self.memory.conduct.get(car)
+            strikes, until_ms = (int(self.core.fleet.column[name][row]) for name in ("strikes", "quarantined_until_ms"))
+            assert (strikes, until_ms) == ((kept.strikes, kept.quarantined_until_ms) if kept else (0, 0))
 
     @invariant()
     def leases_and_sums_agree_with_the_ledger(self) -> None:

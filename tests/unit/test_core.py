@@ -4,7 +4,18 @@ from collections import defaultdict
 
 import numpy as np
 
-from coordinator.commands import AddJob, AddModel, AddRows, EndJob, EndLease, GrantLease, SendControl, SendTask
+from coordinator.commands import (
+    AddFailedRow,
+    AddJob,
+    AddModel,
+    AddRows,
+    EndJob,
+    EndLease,
+    GrantLease,
+    KeepConduct,
+    SendControl,
+    SendTask,
+)
 from coordinator.core import Core, CorePolicy
 from coordinator.events import (
     JobCancelled,
@@ -17,7 +28,16 @@ from coordinator.events import (
     VehiclesRemembered,
     VehicleState,
 )
-from coordinator.model import AcceptedRows, JobState, LeaseEnd, LeaseRecord, Piece, ReceiptPart
+from coordinator.model import (
+    AcceptedRows,
+    FailedRow,
+    JobState,
+    LeaseEnd,
+    LeaseRecord,
+    Piece,
+    ReceiptPart,
+    VehicleConduct,
+)
 from coordinator.rules.sizing import SizingLimits
 from coordinator.totals import Totals, Waste
 from fleet_wire.messages import Cancel, Failure, Rebirth, Refusal, RefusalReason, Span, State
@@ -142,15 +162,20 @@ def test_rows_that_were_never_leased_to_the_sender_change_nothing() -> None:
 
 
 def test_outputs_that_do_not_fit_the_model_are_a_failure_of_those_rows() -> None:
-    core = core_with(*arrival("car-1"), JobSubmitted(job(rows=8, chunk_rows=8, max_attempts=1)))
+    core = core_with(*arrival("car-1"), JobSubmitted(job(rows=8, chunk_rows=8)))
     core.assign(0)
     bad = rows_of("car-1", "j1", Span(0, 0, 8))
     bad.outputs[0].shape[0] = 7
-    error = "row 0 failed on 1 attempts: output 'y' of shape [7, 2] does not have 8 rows"
-    assert core.handle(bad, 1)[-2] == EndJob("j1", JobState.FAILED, 1, error)
+    assert core.handle(bad, 1) == [
+        EndLease("j1", 0, LeaseEnd.FAILED, 8, 1),
+        SendControl("car-1", Cancel("j1", [0])),
+    ]
+    assert core.refusals == {"result_malformed": 1}
+    # which row it was shows only when each is computed by itself
+    assert grants(core.assign(1)) == [("car-1", row, row + 1) for row in range(4)]
 
 
-def test_a_row_that_fails_goes_to_another_car_and_after_its_attempts_ends_the_job() -> None:
+def test_a_row_that_fails_goes_to_another_car_and_after_its_attempts_is_given_up() -> None:
     core = core_with(*arrival("car-1"), JobSubmitted(job(rows=4, chunk_rows=4, max_attempts=2)))
     core.assign(0)
     failure = RowsFailed("car-1", Failure("j1", 1, [Span(0, 2, 3)], "division by zero"))
@@ -162,14 +187,16 @@ def test_a_row_that_fails_goes_to_another_car_and_after_its_attempts_ends_the_jo
     for event in arrival("car-2"):
         core.handle(event, 3)  # type: ignore[arg-type]
     assert grants(core.assign(3)) == [("car-1", 3, 4), ("car-2", 2, 3)]
-    failed = core.handle(RowsFailed("car-2", Failure("j1", 1, [Span(2, 2, 3)], "again")), 4)
-    assert failed == [
-        EndLease("j1", 1, LeaseEnd.CANCELLED, 0, 4),
-        EndLease("j1", 2, LeaseEnd.CANCELLED, 0, 4),
-        EndJob("j1", JobState.FAILED, 4, "row 2 failed on 2 attempts: again"),
-        SendControl("car-1", Cancel("j1")),
-        SendControl("car-2", Cancel("j1")),
+    assert core.handle(RowsFailed("car-2", Failure("j1", 1, [Span(2, 2, 3)], "again")), 4) == [
+        EndLease("j1", 2, LeaseEnd.FAILED, 1, 4),
+        SendControl("car-2", Cancel("j1", [2])),
+        AddFailedRow("j1", FailedRow(2, 2, "again")),
     ]
+    assert core.handle(rows_of("car-1", "j1", Span(1, 3, 4)), 5)[1:] == [
+        EndLease("j1", 1, LeaseEnd.DONE, 0, 5),
+        EndJob("j1", JobState.FAILED, 5, "row 2 failed on 2 attempts: again"),
+    ]
+    assert core.fleet.live("strikes").tolist() == [0, 0]  # it was the row, not the cars
 
 
 def test_a_refusal_is_the_first_that_is_heard_of_a_car() -> None:
@@ -185,6 +212,7 @@ def test_a_lease_that_runs_out_is_cancelled_and_its_rows_come_back() -> None:
     core.assign(0)
     assert core.handle(Tick(), 2_999) == []
     assert core.handle(Tick(), 3_000) == [
+        KeepConduct(VehicleConduct("car-1", 1, 0, 0.0, 0.0)),
         EndLease("j1", 0, LeaseEnd.EXPIRED, 8, 3_000),
         SendControl("car-1", Cancel("j1", [0])),
     ]

@@ -19,9 +19,9 @@ UPDATE jobs SET state = :state, ended_ms = :ended_ms, error = :error WHERE id = 
 -- Keep an open lease on a chunk.
 INSERT INTO leases (
     job, chunk, start, stop, vehicle, epoch, granted_ms, deadline_ms,
-    consent_version, energy_micro_per_kwh, pay_micro_per_h, month
+    consent_version, energy_micro_per_kwh, pay_micro_per_h, month, copy_of
 )
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: change_lease
 -- Say how and when a lease ended, when it did, and add to its receipt.
@@ -57,6 +57,35 @@ ON CONFLICT DO UPDATE SET
     energy_pay_micro = energy_pay_micro + excluded.energy_pay_micro,
     fee_pay_micro = fee_pay_micro + excluded.fee_pay_micro;
 
+-- name: add_failed_row
+-- Keep that a row was given up, and why.
+INSERT INTO failed_rows (job, row, attempts, error) VALUES (?, ?, ?, ?);
+
+-- name: keep_conduct
+-- Keep how a vehicle conducts itself.
+INSERT INTO conduct (vehicle, strikes, quarantined_until_ms, leases_kept, leases_ended) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET
+    strikes = excluded.strikes,
+    quarantined_until_ms = excluded.quarantined_until_ms,
+    leases_kept = excluded.leases_kept,
+    leases_ended = excluded.leases_ended;
+
+-- name: all_conduct
+-- How every vehicle conducts itself that ever gave cause to keep it.
+SELECT vehicle, strikes, quarantined_until_ms, leases_kept, leases_ended FROM conduct ORDER BY vehicle;
+
+-- name: failed_rows
+-- Rows of a job that were given up.
+SELECT row, attempts, error FROM failed_rows WHERE job = ? ORDER BY row;
+
+-- name: seen_of_job
+-- How many rows of a job each vehicle was given.
+SELECT vehicle, sum(stop - start) FROM leases WHERE job = ? GROUP BY vehicle ORDER BY vehicle;
+
+-- name: rows_copied
+-- How many rows of a job were given to a second car because they were late.
+SELECT coalesce(sum(stop - start), 0) FROM leases WHERE job = ? AND copy_of IS NOT NULL;
+
 -- name: all_models
 -- Every model.
 SELECT digest, size, inputs, outputs, batch_rows FROM models ORDER BY digest;
@@ -73,7 +102,7 @@ SELECT pieces FROM results WHERE job = ?;
 -- name: open_leases
 -- The leases of a job that have not ended.
 SELECT job, chunk, start, stop, vehicle, epoch, granted_ms, deadline_ms,
-    consent_version, energy_micro_per_kwh, pay_micro_per_h, month
+    consent_version, energy_micro_per_kwh, pay_micro_per_h, month, copy_of
 FROM leases WHERE job = ? AND ended IS NULL ORDER BY chunk;
 
 -- name: next_chunk
@@ -115,7 +144,8 @@ SELECT id, name, model, state, row_count, created_ms, ended_ms, error, rows_rele
     (SELECT coalesce(sum(compute_us), 0) FROM receipt_sums WHERE job = id) AS compute_us,
     (SELECT coalesce(sum(energy_mwh), 0) FROM receipt_sums WHERE job = id) AS energy_mwh,
     (SELECT coalesce(sum(energy_pay_micro + fee_pay_micro), 0) FROM receipt_sums WHERE job = id) AS pay_micro,
-    (SELECT count(DISTINCT vehicle) FROM receipt_sums WHERE job = id) AS vehicles
+    (SELECT count(DISTINCT vehicle) FROM receipt_sums WHERE job = id) AS vehicles,
+    (SELECT count(*) FROM failed_rows WHERE job = id) AS rows_failed
 FROM jobs WHERE id = ?;
 
 -- name: ended_jobs

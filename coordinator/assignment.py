@@ -1,0 +1,272 @@
+"""One pass of giving work: the cars that have room, in the order in which each job wants them, and what they get.
+
+Keeps the books of jobs, leases and backlog as it goes; whose turn it is, the scheduler says.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.commands import Command, GrantLease, SendTask
+from coordinator.fleet_view import FleetView
+from coordinator.leases import Leases
+from coordinator.model import LeaseRecord, Model
+from coordinator.prices import Prices, Promise
+from coordinator.progress import JobProgress, Range
+from coordinator.rules.eligibility import Reason, job_reasons
+from coordinator.rules.scheduling import share_cap
+from coordinator.rules.sizing import SizingLimits, backlog_ms, chunk_rows, lease_ms, rows_in
+from coordinator.speeds import Speeds
+from coordinator.warm import WarmModels
+
+__all__ = ["Assignment", "Queue", "Tools", "Turn"]
+
+_BLOCK = 1024
+_MOST_MISSES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a pass works with; it outlives the pass."""
+
+    sizing: SizingLimits
+    fleet: FleetView
+    models: dict[str, Model]
+    leases: Leases
+    speeds: Speeds
+    warm: WarmModels
+    prices: Prices
+
+
+@dataclass(slots=True)
+class Queue:
+    """The cars that have room for jobs of one kind, the best first, and all that may work for them, with room or not.
+
+    All before `fresh` have been given something in this pass.
+    """
+
+    cars: int
+    _may: NDArray[np.bool_]
+    _index: dict[str, int]
+    _order: NDArray[np.intp]
+    _rows: list[int] = field(default_factory=list)
+    fresh: int = 0
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def at(self, place: int) -> int:
+        """The car at a place; read in blocks, because most passes end near the front."""
+        while place >= len(self._rows):
+            begun = len(self._rows)
+            self._rows += self._order[begun : begun + _BLOCK].tolist()
+        return self._rows[place]
+
+    def others_left(self, failed_at: Collection[str]) -> bool:
+        """Whether a car may work that is not among these; one in quarantine will."""
+        tried = sum(bool(self._may[self._index[vehicle]]) for vehicle in set(failed_at))
+        return int(np.count_nonzero(self._may)) > tried
+
+
+@dataclass(slots=True)
+class Turn:
+    """A job in this pass: where it stands in its queue, and how often it has found no room."""
+
+    progress: JobProgress
+    queue: Queue
+    place: int = 0
+    lap: int = 0
+    misses: int = 0
+    given: bool = False
+
+
+class Assignment:
+    """One pass over the cars in `order`, at `now_ms`."""
+
+    def __init__(self, tools: Tools, reasons: NDArray[np.int8], order: NDArray[np.intp], now_ms: int) -> None:
+        self._tools = tools
+        self._eligible = reasons == Reason.ELIGIBLE
+        self._may = self._eligible | (reasons == Reason.QUARANTINED)
+        self._order = order
+        self._now_ms = now_ms
+        self._queues: dict[object, Queue] = {}
+        self._touched: set[int] = set()
+        self._promises: dict[int, Promise] = {}
+        self._granted: dict[tuple[int, str], list[LeaseRecord]] = {}
+
+    def queue(self, progress: JobProgress) -> Queue:
+        """Cars that may work for a job; jobs that ask for the same share one queue."""
+        job, terms = progress.job, progress.job.terms
+        capped = terms.vehicle_share < 1
+        kind = (job.model, terms.purpose, terms.price_ceiling_micro_per_kwh, job.id if capped else None)
+        found = self._queues.get(kind)
+        if found is None:
+            found = self._queues[kind] = self._new_queue(progress)
+        return found
+
+    def _new_queue(self, progress: JobProgress) -> Queue:
+        fleet, job = self._tools.fleet, progress.job
+        allowed = job_reasons(fleet, job.terms, share_reached=share_reached(fleet, progress)) == Reason.ELIGIBLE
+        order = self._order[allowed[self._order]]
+        if len(order) > 1:
+            warm = self._tools.warm.of(job.model)[order]
+            order = np.concatenate([order[warm], order[~warm]])
+        return Queue(int(np.count_nonzero(self._eligible & allowed)), self._may & allowed, fleet.index, order)
+
+    def next_car(self, turn: Turn) -> int | None:
+        """The best car for a job that nobody has given anything in this pass; then, in further laps, any with room."""
+        queue, length = turn.queue, len(turn.queue)
+        while turn.misses <= _MOST_MISSES:
+            if turn.lap == 0:
+                turn.place = max(turn.place, queue.fresh)
+            if turn.place >= length:
+                if turn.lap and not turn.given:
+                    return None
+                turn.lap, turn.place, turn.given = turn.lap + 1, 0, False
+                if not length:
+                    return None
+                continue
+            row = queue.at(turn.place)
+            if turn.lap == 0:
+                if row not in self._touched:
+                    return row
+                queue.fresh += turn.place == queue.fresh
+            elif self._has_room(row):
+                return row
+            else:
+                turn.misses += 1
+            turn.place += 1
+        return None  # the cars it met are busy, and have room again soon
+
+    def _has_room(self, row: int) -> bool:
+        column = self._tools.fleet.column
+        return bool(
+            column["leases"][row] < column["slots"][row] and column["backlog_ms"][row] < self._tools.sizing.backlog_ms
+        )
+
+    def idle(self, queue: Queue, count: int) -> list[int]:
+        """The best cars that hold nothing at all."""
+        leases = self._tools.fleet.column["leases"]
+        idle: list[int] = []
+        for place in range(queue.fresh, len(queue)):
+            row = queue.at(place)
+            if not leases[row]:
+                idle.append(row)
+                if len(idle) == count:
+                    break
+        return idle
+
+    def fill(self, row: int, turn: Turn, spend_ms: float) -> float:
+        """Give a car chunks of one job until it has enough to do, or `spend_ms` more; returns how much more."""
+        progress, tools = turn.progress, self._tools
+        job, sizing, column = progress.job, tools.sizing, tools.fleet.column
+        vehicle = tools.fleet.ids[row]
+        row_ms = tools.speeds.expected_row_ms(vehicle, job.model)
+        held_ms = begun_ms = float(column["backlog_ms"][row])
+        stay_ms = float(column["stay_ms"][row])
+        room = int(column["slots"][row]) - int(column["leases"][row])
+        may_see = job.rows
+        if capped(progress):
+            may_see = share_cap(job.rows, job.terms.vehicle_share) - progress.seen.get(vehicle, 0)
+        while progress.free and room > 0 and held_ms - begun_ms < spend_ms:
+            free, cars = max(1, progress.rows_free), turn.queue.cars
+            if held_ms >= backlog_ms(row_ms=row_ms, rows_free=free, cars=cars, limits=sizing):
+                break
+            wanted = chunk_rows(
+                row_ms=row_ms,
+                row_bytes=job.row_bytes,
+                rows_free=free,
+                cars=cars,
+                fixed_rows=job.terms.chunk_rows,
+                batch_rows=tools.models[job.model].batch_rows,
+                limits=sizing,
+            )
+            wanted = min(wanted, may_see, rows_in(stay_ms - held_ms, row_ms, idle=not held_ms))
+            taken = progress.take(vehicle, wanted, turn.queue.others_left) if wanted > 0 else None
+            if taken is None:
+                break
+            rows = taken[1] - taken[0]
+            expected_ms = sizing.backlog_ms / wanted if row_ms is None else row_ms
+            held_ms += expected_ms * rows
+            may_see -= rows
+            room -= 1
+            self.grant(row, progress, taken, expected_ms)
+        turn.place += 1
+        if held_ms > begun_ms:
+            turn.given = True
+            turn.misses = 0
+        else:
+            turn.misses += 1
+        return held_ms - begun_ms
+
+    def grant(self, row: int, progress: JobProgress, taken: Range, row_ms: float, copy_of: int | None = None) -> None:
+        """Write a lease on rows that were taken, or on a copy of leased ones."""
+        fleet, sizing = self._tools.fleet, self._tools.sizing
+        work_ms = row_ms * (taken[1] - taken[0])
+        ends_ms = float(fleet.column["backlog_ms"][row]) + work_ms
+        deadline_ms = self._now_ms + int(lease_ms(ends_ms, sizing))
+        job, epoch = progress.job.id, int(fleet.column["epoch"][row])
+        promise = self._promises.get(row)
+        if promise is None:
+            promise = self._promises[row] = self._tools.prices.promise(row, self._now_ms)
+        record = LeaseRecord(
+            job, progress.next_chunk, *taken, fleet.ids[row], epoch, self._now_ms, deadline_ms, *promise, copy_of
+        )
+        progress.grant(record, row_ms, self._now_ms + ends_ms)
+        self._tools.leases.hold(record, work_ms, deadline_ms)
+        self._tools.leases.totals.leases_granted += 1
+        self._touched.add(row)
+        self._granted.setdefault((row, job), []).append(record)
+
+    def commands(self, jobs: dict[str, JobProgress]) -> list[Command]:
+        """What is to be written and sent."""
+        commands: list[Command] = []
+        for (row, job), records in self._granted.items():
+            commands += map(GrantLease, records)
+            commands += self._tasks(row, jobs[job].job.row_bytes, records)
+        return commands
+
+    def _tasks(self, row: int, row_bytes: int, granted: Sequence[LeaseRecord]) -> list[Command]:
+        """As few tasks as carry these leases, each small enough for its inputs to travel inside."""
+        tasks: list[Command] = []
+        batch: list[LeaseRecord] = []
+        size = 0
+        for record in granted:
+            record_bytes = (record.stop - record.start) * row_bytes + 16
+            if batch and size + record_bytes > self._tools.sizing.inline_bytes:
+                tasks.append(self._task(row, batch))
+                batch, size = [], 0
+            batch.append(record)
+            size += record_bytes
+        return [*tasks, self._task(row, batch)]
+
+    def _task(self, row: int, leases: Sequence[LeaseRecord]) -> SendTask:
+        fleet = self._tools.fleet
+        return SendTask(
+            vehicle=fleet.ids[row],
+            epoch=int(fleet.column["epoch"][row]),
+            consent_version=leases[0].consent_version,
+            job=leases[0].job,
+            leases=tuple(leases),
+            deadline_ms=max(lease.deadline_ms for lease in leases),
+            energy_micro_per_kwh=leases[0].energy_micro_per_kwh,
+            pay_micro_per_h=leases[0].pay_micro_per_h,
+        )
+
+
+def capped(progress: JobProgress) -> bool:
+    """Whether a car may see only a part of this job."""
+    return progress.job.terms.vehicle_share < 1
+
+
+def share_reached(fleet: FleetView, progress: JobProgress) -> NDArray[np.bool_] | None:
+    """Which cars have been given as much of a job as one may see; None when that is not limited."""
+    if not capped(progress):
+        return None
+    most = share_cap(progress.job.rows, progress.job.terms.vehicle_share)
+    reached = np.zeros(len(fleet), dtype=np.bool_)
+    known = fleet.index
+    reached[[known[vehicle] for vehicle, rows in progress.seen.items() if rows >= most and vehicle in known]] = True
+    return reached
