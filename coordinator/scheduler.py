@@ -89,6 +89,7 @@ class Scheduler:
         ready &= fleet.live("backlog_ms") < chunk_ms
         ready &= fleet.live("leases") < fleet.live("slots")
         ready &= fleet.live("rest_until_ms") <= now_ms
+        ready &= fleet.live("quarantined_until_ms") <= now_ms  # also when it began after the reasons were looked for
         return car_order(fleet, np.flatnonzero(ready), chunk_ms, self.limits.cars, self.quarantine)
 
     # Shares ---------------------------------------------------------------------------------------------------------
