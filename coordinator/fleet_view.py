@@ -215,7 +215,9 @@ class FleetView:
             values = chosen(all_values)
             present = values >= 0 if name in BOOLEAN_SIGNALS else ~np.isnan(values)
             self.column[name][rows[present]] = values[present]
-        np.fmax.at(self.column["stated_power_w"], rows, chosen(batch.signals["compute_power_w"]))
+        stated_w = batch.signals.get("compute_power_w")
+        if stated_w is not None:
+            np.fmax.at(self.column["stated_power_w"], rows, chosen(stated_w))
         for row, refusal in zip(rows.tolist(), chosen(batch.refusal).tolist(), strict=True):
             if refusal is not None:
                 self.refusal[row] = refusal
