@@ -1,4 +1,4 @@
-"""What an operator looks at, after a real run: every metric that an alert rule names is there and says what happened."""
+"""What an operator looks at, after a real run: every metric that an alert rule names is there and says so."""
 
 import asyncio
 from pathlib import Path
@@ -28,7 +28,8 @@ async def work(running: Deployment) -> None:
     await running.stop("car-2")
     async with asyncio.timeout(90):
         await asyncio.to_thread(job.result)
-    assert httpx.get(f"{running.url}/v1/jobs/none", trust_env=False).status_code == 404
+    async with httpx.AsyncClient(trust_env=False) as http:
+        assert (await http.get(f"{running.url}/v1/jobs/none")).status_code == 404
 
 
 def samples(running: Deployment) -> dict[str, float]:
