@@ -5,9 +5,11 @@ Nothing of OpenTelemetry is imported unless the standard environment variables a
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Final, Protocol
+
+from msgspec.structs import replace
 
 from fleet_wire.trace import Span, TraceContext, new_trace
 

@@ -6,12 +6,16 @@ person, and nothing of ours is ever put into `tracestate`: what a client sent th
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 __all__ = ["Chance", "Span", "TraceContext", "new_trace", "parse_trace", "trace_of"]
 
-_PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
+_PARENT = re.compile(
+    r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII
+)
 _PARENT_CHARS = 512
 _STATE_CHARS = 512
 _STATE_MEMBERS = 32
@@ -28,8 +32,7 @@ class Chance(Protocol):
         """A number of `k` random bits."""
 
 
-@dataclass(frozen=True, slots=True)
-class TraceContext:
+class TraceContext(Struct, frozen=True):
     """One span as others are told of it: ids in lower-case hexadecimal (32 and 16 digits), `tracestate` as it came."""
 
     trace_id: str
@@ -39,12 +42,12 @@ class TraceContext:
 
     def child(self, random: Chance) -> "TraceContext":
         """A new span of the same trace."""
-        return replace(self, span_id=_new_id(random, 16))
+        return TraceContext(self.trace_id, _new_id(random, 16), self.sampled, self.state)
 
     @property
     def traceparent(self) -> str:
         """What says it to the next hop."""
-        return f"00-{self.trace_id}-{self.span_id}-{_SAMPLED if self.sampled else 0:02x}"
+        return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
 
     @property
     def properties(self) -> tuple[tuple[str, str], ...]:
@@ -83,9 +86,10 @@ def parse_trace(traceparent: str, tracestate: str = "") -> TraceContext:
     if found is None:
         raise ValueError("malformed traceparent")
     version, trace_id, span_id, flags, more = found.groups()
-    if version == "ff" or (version == "00" and more) or not int(trace_id, 16) or not int(span_id, 16):
+    if more and version == "00":
         raise ValueError("malformed traceparent")
-    return TraceContext(trace_id, span_id, bool(int(flags, 16) & _SAMPLED), tracestate if _valid(tracestate) else "")
+    state = tracestate if tracestate and _valid(tracestate) else ""
+    return TraceContext(trace_id, span_id, bool(int(flags, 16) & _SAMPLED), state)
 
 
 def trace_of(properties: Iterable[tuple[str, str]]) -> TraceContext | None:
