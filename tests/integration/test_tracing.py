@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import gzip
 import hashlib
 import os
 import random
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -21,7 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from coordinator.daemon import run_coordinator
 from coordinator.settings import CoordinatorSettings
-from fleet_link import open_spans
+from fleet_link import Tracer, open_spans
 from fleet_link.otel import OtelSpans
 from fleet_wire.api import JobView
 from fleet_wire.bundle import encode_bundle
@@ -75,6 +78,40 @@ class Traced:
                 if {span.name for span in found} >= wanted:
                     return found
                 await asyncio.sleep(0.02)
+
+
+class Collector(ThreadingHTTPServer):
+    """Takes what an exporter posts."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Posted)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.posted: list[tuple[str, bytes]] = []
+
+
+class _Posted(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        assert isinstance(self.server, Collector)
+        self.server.posted.append((self.path, body))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None: ...
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    server = Collector()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 @pytest.fixture
@@ -173,3 +210,38 @@ def test_nothing_of_opentelemetry_is_imported_unless_it_is_configured() -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     said = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("variables", "service"),
+    [
+        ({}, b"idlewheel-test"),
+        ({"OTEL_SERVICE_NAME": "ours"}, b"ours"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=theirs"}, b"theirs"),
+    ],
+)
+def test_spans_arrive_at_a_collector(
+    variables: dict[str, str], service: bytes, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, **variables}.items():
+        monkeypatch.setenv(name, value)
+    spans = open_spans("idlewheel-test", os.environ)
+    assert spans is not None
+    tracer = Tracer(random.Random(1), spans)
+    context = tracer.begin(None)
+    tracer.end("submit", context, None, 1_000, 2_000, job="job-1")
+    spans.close()
+    ((path, body),) = collector.posted
+    assert path == "/v1/traces"
+    for part in (service, b"submit", b"idlewheel.job", b"job-1", bytes.fromhex(context.trace_id)):
+        assert part in body
+
+
+def test_a_trace_that_begins_here_is_sampled_as_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    exporter = InMemorySpanExporter()
+    tracer = Tracer(random.Random(1), OtelSpans("test", SimpleSpanProcessor(exporter)))
+    context = tracer.begin(None)
+    assert not context.sampled
+    tracer.end("submit", context, None, 1, 2)
+    assert exporter.get_finished_spans() == ()
