@@ -13,6 +13,7 @@ from tests.conftest import require_promtool
 
 FOLDER = Path(__file__).parents[2] / "prometheus"
 RULES = [rule for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+OPERATIONS = (FOLDER.parent / "docs" / "operations.md").read_text(encoding="utf-8")
 # Prometheus itself makes `up`; the process's own metrics are those of prometheus-client.
 OTHERS = {"up", "process_start_time_seconds"}
 
@@ -47,3 +48,5 @@ def test_every_alert_is_tried_and_says_how_urgent_it_is_and_what_to_do() -> None
         assert rule["labels"]["severity"] in ("page", "ticket")
         assert set(rule["annotations"]) == {"summary", "runbook"}
         assert "\n" not in rule["annotations"]["runbook"]
+        urgency = "yes" if rule["labels"]["severity"] == "page" else "in the morning"
+        assert f"| {rule['alert']} | {urgency} |" in OPERATIONS
