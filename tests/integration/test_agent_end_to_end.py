@@ -15,7 +15,7 @@ import pytest
 from fleet_link import ConnectOptions, LinkLost, connect
 from fleet_link import Session as Link
 from fleet_wire.bundle import decode_bundle, encode_bundle
-from fleet_wire.codec import CAPS, CONTROL, COORDINATOR, RESULT, STATE, TASK, TELEMETRY
+from fleet_wire.codec import CAPS, CONTROL, COORDINATOR, POLICY, RESULT, STATE, TASK, TELEMETRY
 from fleet_wire.messages import (
     BlobRef,
     Cancel,
@@ -30,6 +30,7 @@ from fleet_wire.messages import (
     Task,
     Telemetry,
 )
+from fleet_wire.policy import OwnerPolicy
 from fleet_wire.signals import Signals
 from fleet_wire.tensors import decode_tensors, encode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
@@ -44,6 +45,8 @@ from vehicle_agent.settings import AgentSettings
 
 TOPICS = FleetTopics("test")
 DEADLINE_S = 20.0
+AGREED = OwnerPolicy(version=3, owner="ada", purposes=["general"])
+REVOKED = OwnerPolicy(version=4, owner="ada", purposes=[], revoked=True)
 
 
 class Car:
@@ -224,6 +227,86 @@ async def test_unplugging_stops_the_work_at_once_and_gives_the_leases_back(
         assert coordinator.of(Refusal)[1] == Refusal("job-1", 1, RefusalReason.INELIGIBLE, [10])
         told = [each.signals.refusal for each in coordinator.of(Telemetry)]
         assert "not_plugged_in" in told
+
+
+async def test_revoking_stops_the_work_at_once_and_holds_after_a_restart(
+    coordinator: Coordinator, settings: AgentSettings, blobs: BlobServer, tmp_path: Path
+) -> None:
+    model = model_ref(blobs, doubling(tmp_path / "m.onnx"))
+    blobs.status = 503  # so that the leases stay open
+    car, counters = Car(), Counter[str]()
+    topic = TOPICS.vehicle("car-1", VehicleChannel.POLICY)
+    await coordinator.link.publish(topic, POLICY.encode(AGREED), retain=True, content_type=POLICY.content_type)
+    async with running(settings, car, counters):
+        await coordinator.until(lambda: any(each.consent_version == 3 for each in coordinator.of(Caps)))
+        work = {"consent_version": 3, "purpose": "general"}
+        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(1, 0, 1)], **work))
+        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(2, 1, 2)], consent_version=2))
+        research = task_of(model, [Lease(3, 2, 3)], consent_version=3, purpose="research")
+        await coordinator.send(VehicleChannel.TASK, TASK, research)
+        await coordinator.until(lambda: len(coordinator.of(Refusal)) == 2)
+        await coordinator.send(VehicleChannel.POLICY, POLICY, REVOKED)
+        await coordinator.until(lambda: coordinator.of(Caps)[-1].consent_version == 4)
+        await coordinator.until(lambda: len(coordinator.of(Refusal)) == 3)
+        told = [(each.reason, each.chunks) for each in coordinator.of(Refusal)]
+        assert told == [("consent_missing", [2]), ("purpose_not_agreed", [3]), ("consent_missing", [1])]
+        await coordinator.until(lambda: coordinator.of(Telemetry)[-1].signals.refusal == "consent_revoked")
+    coordinator.heard.clear()
+    async with running(settings, car, counters):
+        await coordinator.until(lambda: any(each.snapshot for each in coordinator.of(Telemetry)))
+        await coordinator.send(VehicleChannel.CTL, CONTROL, Rebirth())
+        await coordinator.until(lambda: len(coordinator.of(Caps)) == 2)
+        assert {each.consent_version for each in coordinator.of(Caps)} == {4}
+        assert counters["policy_outdated"] == 1  # the broker still had the first one
+        assert coordinator.of(Telemetry)[-1].signals.refusal == "consent_revoked"
+
+
+async def test_a_policy_that_cannot_be_applied_changes_nothing_and_is_counted(
+    coordinator: Coordinator, settings: AgentSettings
+) -> None:
+    counters = Counter[str]()
+    topic = TOPICS.vehicle("car-1", VehicleChannel.POLICY)
+    async with running(settings, Car(), counters) as agent:
+        await coordinator.until(lambda: len(coordinator.heard) >= 3)
+        await coordinator.send(VehicleChannel.POLICY, POLICY, AGREED)
+        await coordinator.link.publish(topic, b"\xc1", content_type=POLICY.content_type)
+        await coordinator.link.publish(topic, POLICY.encode(REVOKED), content_type=TASK.content_type)
+        nothing_agreed = OwnerPolicy(version=9, owner="ada", purposes=[])
+        elsewhere = OwnerPolicy(version=9, owner="ada", purposes=["general"], timezone="Moon/Tycho")
+        older = OwnerPolicy(version=2, owner="ada", purposes=["general"])
+        for policy in (nothing_agreed, elsewhere, older):
+            await coordinator.send(VehicleChannel.POLICY, POLICY, policy)
+        async with asyncio.timeout(DEADLINE_S):
+            while counters["policy_outdated"] == 0:  # the last of them
+                assert not agent.done()
+                await asyncio.sleep(0.02)
+        assert {each.consent_version for each in coordinator.of(Caps)} == {0, 3}
+        assert (counters["message_malformed"], counters["message_wrong_content_type"]) == (1, 1)
+        assert (counters["policy_refused"], counters["policy_outdated"]) == (2, 1)
+        await coordinator.link.publish(topic, b"", retain=True)
+        await coordinator.until(lambda: coordinator.of(Caps)[-1].consent_version == 0)
+
+
+async def test_the_bytes_of_the_month_are_told_and_outlive_the_agent(
+    coordinator: Coordinator, settings: AgentSettings, blobs: BlobServer, tmp_path: Path
+) -> None:
+    model = model_ref(blobs, doubling(tmp_path / "m.onnx"))
+    rows = np.zeros((3, 600_000), dtype=np.float32)
+    bundle = encode_bundle({"x": rows})
+    (tmp_path / "inputs").write_bytes(bundle)
+    blobs.blobs["/v1/jobs/job-1/inputs/0-3"] = bundle
+    ref = BlobRef(digest_of(tmp_path / "inputs"), len(bundle), "/v1/jobs/job-1/inputs/0-3")
+    async with running(settings, Car(), Counter()):
+        await coordinator.until(lambda: len(coordinator.heard) >= 3)
+        assert 0 < coordinator.of(Telemetry)[0].signals.link_month_bytes < 10_000
+        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(0, 0, 3)], inputs=None, inputs_ref=ref))
+        await coordinator.until(
+            lambda: any((each.signals.link_month_bytes or 0) > len(bundle) for each in coordinator.of(Telemetry))
+        )
+    coordinator.heard.clear()
+    async with running(settings, Car(), Counter()):
+        await coordinator.until(lambda: bool(coordinator.of(Telemetry)))
+        assert coordinator.of(Telemetry)[0].signals.link_month_bytes > len(bundle)
 
 
 async def test_inputs_and_outputs_too_large_for_a_packet_travel_over_http(
