@@ -4,12 +4,15 @@ Never decides and never talks to a vehicle: it hands commands to whoever was giv
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from coordinator.commands import AddRows, Command, EndJob, LedgerWrite, SendControl, SendTask
+from coordinator.commands import AddRows, Command, EndJob, LedgerWrite, SendControl, SendPolicy, SendTask
 from coordinator.core import Core
 from coordinator.delays import Delay
 from coordinator.events import Event, Tick
@@ -84,7 +87,7 @@ class Brain:
         """Wait for the next commit that adds rows to a job or ends it."""
         await self._changes.setdefault(job, asyncio.Event()).wait()
 
-    async def run(self, send: Callable[[Sequence[SendTask | SendControl]], None]) -> None:
+    async def run(self, send: Callable[[Sequence[SendTask | SendControl | SendPolicy]], None]) -> None:
         """Take rounds until cancelled; `send` gets the commands of a round that are no writes, once those are durable.
 
         A failing ledger ends the process: nothing was acknowledged that isn't kept.
@@ -101,7 +104,7 @@ class Brain:
                 begun = time.monotonic()
                 await self.with_ledger(self._ledger.commit, writes)
                 self.commits.add(1, (time.monotonic() - begun) * 1000)
-            spoken = [command for command in commands if isinstance(command, SendTask | SendControl)]
+            spoken = [command for command in commands if isinstance(command, SendTask | SendControl | SendPolicy)]
             if spoken:
                 send(spoken)
             for call in acknowledge:
@@ -112,7 +115,7 @@ class Brain:
         """Let time pass for the core."""
         while True:
             await asyncio.sleep(_TICK_S)
-            self.put([Tick()])
+            self.put([Tick(_utc_offsets_ms(self.core.fleet.timezones))])
 
     def _decide(self, events: Sequence[Event]) -> list[Command]:
         now_ms = wall_clock_ms()
@@ -127,3 +130,13 @@ class Brain:
             watched = self._changes.pop(job, None) if job is not None else None
             if watched is not None:
                 watched.set()
+
+
+def _utc_offsets_ms(timezones: Iterable[str]) -> dict[str, int]:
+    """How far each timezone is ahead of UTC now; one that this machine does not know is left out."""
+    offsets: dict[str, int] = {}
+    for name in timezones:
+        with contextlib.suppress(ZoneInfoNotFoundError, ValueError, OSError):
+            ahead = datetime.now(ZoneInfo(name)).utcoffset()
+            offsets[name] = 0 if ahead is None else round(ahead.total_seconds() * 1000)
+    return offsets

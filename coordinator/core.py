@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from coordinator.assignment import Tools
 from coordinator.commands import (
-    AddConsent,
     AddJob,
     AddModel,
     AddRows,
@@ -21,9 +20,9 @@ from coordinator.commands import (
     EndJob,
     EndLease,
     SendControl,
-    SendPolicy,
 )
 from coordinator.conduct import Conduct
+from coordinator.consents import Consents
 from coordinator.events import (
     Event,
     JobCancelled,
@@ -47,7 +46,7 @@ from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, Model, Piec
 from coordinator.ports import LedgerSnapshot
 from coordinator.prices import Prices
 from coordinator.progress import JobProgress
-from coordinator.rules.eligibility import EligibilityLimits, Reason, first_reasons
+from coordinator.rules.eligibility import Circumstances, EligibilityLimits, Reason, first_reasons, local_quarters
 from coordinator.rules.failures import FailureLimits, failure_text, is_lost
 from coordinator.rules.fit import output_fault
 from coordinator.rules.pay import PayTerms, PowerLimits
@@ -61,6 +60,7 @@ from coordinator.speeds import Speeds
 from coordinator.totals import Totals
 from coordinator.warm import WarmModels
 from fleet_wire.messages import Cancel, Rebirth, RefusalReason, Span
+from fleet_wire.policy import OwnerPolicy
 
 __all__ = ["Core", "CorePolicy"]
 
@@ -79,7 +79,9 @@ class CorePolicy:
     zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
     prices_every_ms: int = 1_000
     failures: FailureLimits = field(default_factory=FailureLimits)
+    fleet_policy: OwnerPolicy | None = None
     rebirth_every_ms: int = 10_000
+    policy_every_ms: int = 60_000
     reasons_every_ms: int = 250
     back_off_ms: int = 1_000
 
@@ -102,6 +104,7 @@ class Core:
     _leases: Leases = field(init=False)
     _warm: WarmModels = field(init=False)
     _conduct: Conduct = field(init=False)
+    _consents: Consents = field(init=False)
     _scheduler: Scheduler = field(init=False)
     _faults: Faults = field(init=False)
     _reasons: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
@@ -115,6 +118,9 @@ class Core:
         self._leases = Leases(self.fleet, self.jobs, self._conduct, self.totals)
         self._warm = WarmModels(self.fleet)
         tools = Tools(policy.sizing, self.fleet, self.models, self._leases, self.speeds, self._warm, self.prices)
+        self._consents = Consents(
+            policy.fleet_policy, policy.policy_every_ms, self.fleet, self._leases, self.refusals
+        )
         self._scheduler = Scheduler(
             policy.scheduling, policy.quarantine, policy.back_off_ms, tools, self.jobs, self.counters
         )
@@ -130,6 +136,8 @@ class Core:
                 self.fleet.column[name][row] = getattr(sums, name)
         for conduct in snapshot.conduct:
             self._conduct.restore(conduct)
+        for vehicle, policy in snapshot.policies:
+            self.fleet.set_policy(vehicle, policy)
         for kept in snapshot.running:
             progress = JobProgress.restored(kept.job, kept.done, kept.leases, row_ms=0.0, failed=kept.failed)
             progress.next_chunk = kept.next_chunk
@@ -156,7 +164,8 @@ class Core:
                 return self._rows_received(event, now_ms)
             case TelemetryBatch():
                 return self._telemetry(event, now_ms)
-            case Tick():
+            case Tick(utc_offsets_ms):
+                self.fleet.utc_offsets_ms.update(utc_offsets_ms)
                 return self._tick(now_ms)
             case VehicleState():
                 return self._vehicle_state(event, now_ms)
@@ -168,11 +177,10 @@ class Core:
                 self.prices.update(now_ms)
                 self._warm.caps_changed(self.fleet.row(vehicle))
                 self._reasons_ms = -1
-                return []
-            case PolicySet(vehicle, policy, by):
-                self.fleet.set_policy(vehicle, policy)
+                return self._consents.appeared(vehicle, now_ms)
+            case PolicySet():
                 self._reasons_ms = -1
-                return [AddConsent(vehicle, policy, by, now_ms), SendPolicy(vehicle, policy)]
+                return self._consents.take(event, now_ms)
             case TaskRefused():
                 return self._task_refused(event, now_ms)
             case RowsFailed(vehicle, failure):
@@ -347,16 +355,21 @@ class Core:
                 commands += self._end_job(progress.job.id, JobState.FAILED, error, now_ms)
         if self.prices.update(now_ms):
             self._reasons_ms = -1
+        commands += self._consents.repeat(now_ms)
         silent = self.fleet.live("online") & (self.fleet.live("seq_epoch") != self.fleet.live("epoch"))
         return commands + self._ask_rebirth(np.flatnonzero(silent).tolist(), now_ms)
 
     # Assignment -----------------------------------------------------------------------------------------------------
 
+    def circumstances(self, now_ms: int) -> Circumstances:
+        """What the rules need to know besides the fleet."""
+        return Circumstances(now_ms, local_quarters(self.fleet, now_ms), self.policy.pay.compute_micro_per_h)
+
     def reasons(self, now_ms: int) -> NDArray[np.int8]:
         """Why each vehicle gets no work, as `Reason` values; shape [vehicles]. Computed anew when telemetry came."""
         aged = self._reasons_ms < 0 or now_ms - self._reasons_ms >= self.policy.reasons_every_ms
         if aged or len(self._reasons) != len(self.fleet):
-            before, self._reasons = self._reasons, first_reasons(self.fleet, self.policy.eligibility, now_ms)
+            before, self._reasons = self._reasons, first_reasons(self.fleet, self.policy.eligibility, self.circumstances(now_ms))
             self._count_wrong_clocks(before)
             self.fleet.live("was_eligible")[:] = self._reasons == Reason.ELIGIBLE
             self._reasons_ms = now_ms

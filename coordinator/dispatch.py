@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from coordinator.brain import wall_clock_ms
-from coordinator.commands import SendControl, SendTask
+from coordinator.commands import SendControl, SendPolicy, SendTask
 from coordinator.errors import CoordinatorError
 from coordinator.events import TaskUndelivered
 from coordinator.model import Job, LeaseRecord, Model
 from coordinator.ports import InputReader
 from fleet_link import LinkError, LinkLost, Session, Tracer
 from fleet_wire.bundle import encode_bundle
-from fleet_wire.codec import CONTROL, TASK
+from fleet_wire.codec import CONTROL, POLICY, TASK
 from fleet_wire.messages import BlobRef, Lease, Task
 from fleet_wire.tensors import Tensor, decode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
@@ -58,9 +58,9 @@ class Dispatch:
         self._undelivered = undelivered
         self._max_packet_bytes = max_packet_bytes
         self._tracer = tracer
-        self._commands: asyncio.Queue[SendTask | SendControl] = asyncio.Queue()
+        self._commands: asyncio.Queue[SendTask | SendControl | SendPolicy] = asyncio.Queue()
 
-    def put(self, commands: Sequence[SendTask | SendControl]) -> None:
+    def put(self, commands: Sequence[SendTask | SendControl | SendPolicy]) -> None:
         """Queue commands. What may wait here is bounded by the slots of the fleet."""
         for command in commands:
             self._commands.put_nowait(command)
@@ -69,10 +69,13 @@ class Dispatch:
         """Send until cancelled."""
         while True:
             command = await self._commands.get()
-            if isinstance(command, SendControl):
-                await self._send_control(command)
-            else:
-                await self._send_task(command)
+            match command:
+                case SendControl():
+                    await self._send_control(command)
+                case SendPolicy():
+                    await self._send_policy(command)
+                case SendTask():
+                    await self._send_task(command)
 
     async def _send_control(self, command: SendControl) -> None:
         topic = self._topics.vehicle(command.vehicle, VehicleChannel.CTL)
@@ -80,6 +83,13 @@ class Dispatch:
             await self._publish(topic, CONTROL.encode(command.control), CONTROL.content_type, expiry_s=60)
         except LinkError:
             self.counters["control_undelivered"] += 1  # asked again when it is due again; cancelling is only a favour
+
+    async def _send_policy(self, command: SendPolicy) -> None:
+        topic = self._topics.vehicle(command.vehicle, VehicleChannel.POLICY)
+        try:
+            await self._publish(topic, POLICY.encode(command.policy), POLICY.content_type, retain=True)
+        except LinkError:
+            self.counters["policy_undelivered"] += 1  # published again as long as the car says that it misses it
 
     async def _send_task(self, command: SendTask) -> None:
         found = self._catalogue.find(command.job)
@@ -135,7 +145,8 @@ class Dispatch:
         payload: bytes,
         content_type: str,
         *,
-        expiry_s: int,
+        expiry_s: int | None = None,
+        retain: bool = False,
         response_topic: str | None = None,
         correlation: bytes | None = None,
         user_properties: Sequence[tuple[str, str]] = (),
@@ -149,6 +160,7 @@ class Dispatch:
             payload,
             content_type=content_type,
             expiry_s=expiry_s,
+            retain=retain,
             response_topic=response_topic,
             correlation=correlation,
             user_properties=user_properties,

@@ -1,6 +1,7 @@
 """What happens to the coordinator, as data. Telemetry enters in columns, one event a batch."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,10 @@ class VehicleCaps:
 
 @dataclass(frozen=True, slots=True)
 class PolicySet:
-    """An owner, or somebody for them, changed what a vehicle may do. Already checked: it contradicts nothing."""
+    """An owner, or somebody for them, changed what a vehicle may do. Already checked: it contradicts nothing.
+
+    Its version must be the one after the vehicle's last, or nothing changes: somebody else was faster.
+    """
 
     vehicle: str
     policy: OwnerPolicy
@@ -188,7 +192,12 @@ class JobCancelled:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time went by: look for leases that ran out and for work to give."""
+    """Time went by: look for leases that ran out and for work to give.
+
+    `utc_offsets_ms` says how far the fleet's timezones are ahead of UTC at this moment.
+    """
+
+    utc_offsets_ms: Mapping[str, int] = field(default_factory=dict)
 
 
 Event = (

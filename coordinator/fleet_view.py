@@ -1,6 +1,8 @@
 """What is known of every vehicle right now, in columns. Only keeps; never decides and never forgets a vehicle."""
 
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ _COLUMNS: dict[str, tuple[str, float]] = {
     "pay_micro": ("i8", 0),
     # The owner's policy; version 0 is none. What is not limited is NaN.
     "policy_version": ("i8", 0),
+    "policy_sent_ms": ("i8", 0),
     "revoked": ("?", False),
     "purposes": ("u8", 0),
     "timezone": ("i2", 0),
@@ -63,7 +66,7 @@ _COLUMNS: dict[str, tuple[str, float]] = {
     **dict.fromkeys(NUMBER_SIGNALS, ("f8", np.nan)),
 }
 _FIRST_CAPACITY = 64
-_MOST_PURPOSES = 63
+_MOST_PURPOSES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class FleetView:
     timezones: list[str] = field(default_factory=lambda: ["UTC"])
     regions: list[str] = field(default_factory=lambda: [""])
     prices: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    utc_offsets_ms: dict[str, int] = field(default_factory=lambda: {"UTC": 0})
     held: list[dict[str, set[int]]] = field(default_factory=list)
     column: dict[str, NDArray[Any]] = field(
         default_factory=lambda: {
@@ -171,7 +175,7 @@ class FleetView:
         values = {
             "policy_version": policy.version,
             "revoked": policy.revoked,
-            "purposes": sum(1 << self.purpose_bit(purpose) for purpose in policy.purposes),
+            "purposes": reduce(or_, map(self.purpose_mask, policy.purposes), 0),
             "timezone": self.timezones.index(policy.timezone),
             "charge_floor_percent": policy.charge_floor_percent,
             "promised_charge_percent": _or_nan(policy.departure_charge_percent),
@@ -186,9 +190,11 @@ class FleetView:
         for name, value in values.items():
             self.column[name][row] = value
 
-    def purpose_bit(self, purpose: str) -> int:
-        """Place of a purpose in the column `purposes`; those beyond what fits share the last one."""
-        return self.purpose_bits.setdefault(purpose, min(len(self.purpose_bits), _MOST_PURPOSES))
+    def purpose_mask(self, purpose: str) -> int:
+        """The bit of a purpose in the column `purposes`; 0, which nobody has agreed to, once all bits are given out."""
+        if purpose not in self.purpose_bits and len(self.purpose_bits) == _MOST_PURPOSES:
+            return 0
+        return 1 << self.purpose_bits.setdefault(purpose, len(self.purpose_bits))
 
     def apply(self, batch: TelemetryBatch) -> TelemetryOutcome:
         """Take telemetry, in the order of the batch; documents older than what is known are left out."""

@@ -10,6 +10,7 @@ from coordinator.metrics import MetricPoint
 from coordinator.model import AcceptedRows, FailedRow, Job, LeaseRecord, Model, Rest, VehicleConduct
 from fleet_wire.api import BlobView, HealthView, JobRequest, JobView, ModelView, RowsFrame, VehicleView
 from fleet_wire.bundle import BundleHeader
+from fleet_wire.policy import OwnerPolicy
 from fleet_wire.tensors import Tensor
 from fleet_wire.trace import TraceContext
 
@@ -75,6 +76,8 @@ class LedgerSnapshot:
     next_seq: int
     vehicles: tuple[VehicleSums, ...] = ()
     conduct: tuple[VehicleConduct, ...] = ()
+    policies: tuple[tuple[str, OwnerPolicy], ...] = ()
+    """The newest version of every vehicle's policy."""
 
 
 class Ledger(Protocol):

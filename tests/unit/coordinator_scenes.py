@@ -2,10 +2,19 @@
 
 import numpy as np
 
-from coordinator.events import BOOLEAN_SIGNALS, NUMBER_SIGNALS, RowsReceived, TelemetryBatch, VehicleCaps, VehicleState
+from coordinator.events import (
+    BOOLEAN_SIGNALS,
+    NUMBER_SIGNALS,
+    PolicySet,
+    RowsReceived,
+    TelemetryBatch,
+    VehicleCaps,
+    VehicleState,
+)
 from coordinator.model import Job, Model
 from fleet_wire.api import JobTerms, TensorSpec
 from fleet_wire.messages import Caps, Rows, Span, State
+from fleet_wire.policy import OwnerPolicy
 
 MODEL = Model(
     digest="a" * 64,
@@ -14,6 +23,8 @@ MODEL = Model(
     outputs=(TensorSpec("y", "float", [None, 2]),),
     batch_rows=None,
 )
+
+AGREED = OwnerPolicy(version=1, owner="owner", purposes=["general"])
 
 
 def job(identifier: str = "j1", rows: int = 100, **terms: object) -> Job:
@@ -25,7 +36,7 @@ def telemetry(vehicles: list[str], epoch: int = 1, seq: int = 1, now_ms: int = 0
     count = len(vehicles)
     values: dict[str, float] = dict.fromkeys(BOOLEAN_SIGNALS, 0) | dict.fromkeys(NUMBER_SIGNALS, 20.0)
     # So strong that whatever energy a scene tells of is plausible.
-    values |= {"plugged": 1, "opted_in": 1, "charge_percent": 80.0, "compute_power_w": 1e6} | signals
+    values |= {"plugged": 1, "opted_in": 1, "charge_percent": 80.0, "compute_power_w": 1e6, "departure_ms": np.nan} | signals
     return TelemetryBatch(
         vehicle=np.array(vehicles, dtype=object),
         received_ms=np.full(count, now_ms, dtype=np.int64),
@@ -40,11 +51,12 @@ def telemetry(vehicles: list[str], epoch: int = 1, seq: int = 1, now_ms: int = 0
 
 
 def arrival(vehicle: str, epoch: int = 1, slots: int = 4, now_ms: int = 0) -> list[object]:
-    """The events of a car that comes online and may work."""
+    """The events of a car whose owner agrees, and that comes online and may work."""
     return [
         VehicleState(vehicle, State(True, epoch)),
-        VehicleCaps(vehicle, Caps(epoch, "1", "x86_64", "CPUExecutionProvider", "1.20", 1, slots, 7)),
+        VehicleCaps(vehicle, Caps(epoch, "1", "x86_64", "CPUExecutionProvider", "1.20", 1, slots, AGREED.version)),
         telemetry([vehicle], epoch, now_ms=now_ms),
+        PolicySet(vehicle, AGREED, "owner"),
     ]
 
 

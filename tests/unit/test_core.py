@@ -66,10 +66,10 @@ def test_new_model_and_job_are_written_before_anything_else() -> None:
 
 def test_an_unmeasured_car_gets_one_small_chunk() -> None:
     core = core_with(*arrival("car-1"), JobSubmitted(job()))
-    lease = LeaseRecord("j1", 0, 0, 8, "car-1", 1, 5, 5 + 1000 + 2000, 7, 250_000, 20_000, 197001)
+    lease = LeaseRecord("j1", 0, 0, 8, "car-1", 1, 5, 5 + 1000 + 2000, 1, 250_000, 20_000, 197001)
     assert core.assign(5) == [
         GrantLease(lease),
-        SendTask("car-1", 1, 7, "j1", (lease,), lease.deadline_ms, 250_000, 20_000),
+        SendTask("car-1", 1, 1, "j1", (lease,), lease.deadline_ms, 250_000, 20_000),
     ]
     assert core.assign(6) == []
 

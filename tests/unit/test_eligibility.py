@@ -1,90 +1,130 @@
 """Each reason why a car gets no work, on both sides of its threshold."""
 
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import msgspec
+import numpy as np
 import pytest
+from hypothesis import given
 
 from coordinator.core import Core
-from coordinator.rules.eligibility import EXPLANATIONS, EligibilityLimits, Reason, first_reasons
-from fleet_wire.messages import State
-from tests.unit.coordinator_scenes import arrival, telemetry
+from coordinator.events import BOOLEAN_SIGNALS, NUMBER_SIGNALS, PolicySet, VehicleCaps, VehicleState
+from coordinator.fleet_view import FleetView
+from coordinator.rules.eligibility import (
+    EXPLANATIONS,
+    Circumstances,
+    EligibilityLimits,
+    Reason,
+    first_reasons,
+    job_reasons,
+    local_quarters,
+    reasons_of,
+)
+from fleet_wire.api import JobTerms
+from fleet_wire.messages import Caps, State
+from fleet_wire.policy import OwnerPolicy
+from tests.unit.coordinator_scenes import AGREED, arrival, telemetry
 
 LIMITS = EligibilityLimits()
+# What both sides, coordinator and agent, must answer alike.
+SHARED = json.loads((Path(__file__).parent.parent / "owner_rules.json").read_text())
+BASE = SHARED["base"]
+NOW_MS = BASE["now_ms"]
 
 
-def reason_of(now_ms: int = 0, *, working: bool = False, **signals: float) -> Reason:
+def fleet_of(case: dict[str, Any], cars: int = 1) -> FleetView:
+    """Cars as a case of the shared table describes them."""
+    policy = msgspec.convert({**BASE["policy"], **case.get("policy", {})}, OwnerPolicy)
+    signals = {**BASE["signals"], **case.get("signals", {})}
+    absent = {**dict.fromkeys(BOOLEAN_SIGNALS, -1), **dict.fromkeys(NUMBER_SIGNALS, np.nan)}
+    known = {name: value for name, value in signals.items() if value is not None}
     core = Core()
-    for event in arrival("car"):
-        core.handle(event, 0)  # type: ignore[arg-type]
-    core.handle(telemetry(["car"], seq=2, **signals), 0)
-    core.fleet.live("was_eligible")[:] = working
-    return Reason(int(first_reasons(core.fleet, LIMITS, now_ms)[0]))
+    names = [f"car-{number}" for number in range(cars)]
+    for name in names:
+        core.handle(PolicySet(name, policy, "owner"), NOW_MS)
+        core.handle(VehicleState(name, State(True, 1)), NOW_MS)
+        core.handle(VehicleCaps(name, Caps(1, "1", "x86_64", "CPU", "1", 1, 4, policy.version)), NOW_MS)
+    core.handle(telemetry(names, now_ms=NOW_MS, **{**absent, **known}), NOW_MS)
+    fleet = core.fleet
+    fleet.utc_offsets_ms[policy.timezone] = case.get("utc_offset_ms", BASE["utc_offset_ms"])
+    fleet.live("energy_micro_per_kwh")[:] = case.get("energy_micro_per_kwh", BASE["energy_micro_per_kwh"])
+    fleet.live("was_eligible")[:] = case.get("working", BASE["working"])
+    return fleet
 
 
-def test_a_car_that_meets_everything_may_work() -> None:
-    assert reason_of() is Reason.ELIGIBLE
+def given_of(fleet: FleetView, now_ms: int = NOW_MS, pay: int = BASE["pay_micro_per_h"]) -> Circumstances:
+    return Circumstances(now_ms, local_quarters(fleet, now_ms), pay)
+
+
+def reason_of(fleet: FleetView, circumstances: Circumstances | None = None) -> Reason:
+    return Reason(int(first_reasons(fleet, LIMITS, circumstances or given_of(fleet))[0]))
+
+
+@pytest.mark.parametrize("case", SHARED["cases"], ids=lambda case: case["name"])
+def test_the_owners_rules_as_both_sides_have_them(case: dict[str, Any]) -> None:
+    fleet = fleet_of(case)
+    expected = Reason.ELIGIBLE if case["reason"] is None else Reason[case["reason"].upper()]
+    assert reason_of(fleet, given_of(fleet, pay=case.get("pay_micro_per_h", BASE["pay_micro_per_h"]))) is expected
+
+
+def rules_besides() -> Iterator[tuple[str, dict[str, Any], bool, Reason]]:
+    """Column values that only the coordinator judges, whether the car works, and the reason."""
+    yield "clock right enough to begin", {"clock_skew_ms": -30_000}, False, Reason.ELIGIBLE
+    yield "clock too wrong to begin", {"clock_skew_ms": -30_001}, False, Reason.CLOCK_WRONG
+    yield "clock right enough to go on", {"clock_skew_ms": 60_000}, True, Reason.ELIGIBLE
+    yield "clock too wrong to go on", {"clock_skew_ms": 60_001}, True, Reason.CLOCK_WRONG
+    yield "quarantine is over", {"quarantined_until_ms": NOW_MS}, False, Reason.ELIGIBLE
+    yield "quarantined", {"quarantined_until_ms": NOW_MS + 1}, False, Reason.QUARANTINED
+    yield "draining", {"draining": True}, False, Reason.DRAINING
+    yield "offline", {"online": False}, False, Reason.OFFLINE
+    yield "no slots", {"slots": 0}, False, Reason.CAPS_UNKNOWN
+    yield "telemetry of another connection", {"seq_epoch": 0}, False, Reason.TELEMETRY_MISSING
+    yield "telemetry just fresh", {"received_ms": NOW_MS - LIMITS.stale_ms}, False, Reason.ELIGIBLE
+    yield "telemetry too old", {"received_ms": NOW_MS - LIMITS.stale_ms - 1}, False, Reason.TELEMETRY_STALE
+    yield "no consent on record", {"policy_version": 0}, False, Reason.CONSENT_MISSING
+    yield "leaves in two minutes", {"departure_ms": NOW_MS + 120_000.0}, False, Reason.ELIGIBLE
+    yield "leaves too soon to begin", {"departure_ms": NOW_MS + 119_999.0}, False, Reason.LEAVES_SOON
+    yield "leaves in half a minute", {"departure_ms": NOW_MS + 30_000.0}, True, Reason.ELIGIBLE
+    yield "leaves too soon to go on", {"departure_ms": NOW_MS + 29_999.0}, True, Reason.LEAVES_SOON
+    yield "should have left already", {"departure_ms": NOW_MS - 1.0}, False, Reason.ELIGIBLE
+    unknown = {"energy_micro_per_kwh": np.nan, "price_ceiling_micro_per_kwh": 1e9}
+    yield "price unknown where there is a ceiling", unknown, False, Reason.PRICE_TOO_HIGH
+    yield "price unknown", {"energy_micro_per_kwh": np.nan}, False, Reason.ELIGIBLE
+
+
+@pytest.mark.parametrize(("columns", "working", "reason"), [pytest.param(*r[1:], id=r[0]) for r in rules_besides()])
+def test_rules_of_the_coordinator_alone(columns: dict[str, Any], working: bool, reason: Reason) -> None:
+    fleet = fleet_of({"working": working})
+    for name, value in columns.items():
+        fleet.live(name)[:] = value
+    assert reason_of(fleet) is reason
 
 
 @pytest.mark.parametrize(
-    ("signals", "reason"),
+    ("chance", "working", "reason"),
     [
-        ({"opted_in": 0}, Reason.OWNER_OPTED_OUT),
-        ({"opted_in": -1}, Reason.ELIGIBLE),  # absent from a delta: the last value stands
-        ({"moving": 1}, Reason.NOT_PARKED),
-        ({"plugged": 0}, Reason.NOT_PLUGGED_IN),
-        ({"charge_percent": 29.9}, Reason.CHARGE_TOO_LOW),
-        ({"charge_percent": 30.0}, Reason.ELIGIBLE),
-        ({"battery_temperature_c": 40.0}, Reason.BATTERY_TOO_HOT),
-        ({"battery_temperature_c": 39.9}, Reason.ELIGIBLE),
-        ({"compute_temperature_c": 75.0}, Reason.COMPUTE_TOO_HOT),
-        ({"compute_temperature_c": 74.9}, Reason.ELIGIBLE),
-        ({"link_metered": 1}, Reason.LINK_METERED),
+        (0.97, False, Reason.ELIGIBLE),
+        (0.969, False, Reason.LEAVES_SOON),
+        (0.95, True, Reason.ELIGIBLE),
+        (0.949, True, Reason.LEAVES_SOON),
+        (np.nan, True, Reason.LEAVES_SOON),
     ],
 )
-def test_thresholds_to_start(signals: dict[str, float], reason: Reason) -> None:
-    assert reason_of(**signals) is reason
+def test_a_car_that_will_probably_leave_gets_nothing(chance: float, working: bool, reason: Reason) -> None:
+    fleet = fleet_of({"working": working})
+    assert reason_of(fleet, replace(given_of(fleet), stay_probability=np.array([chance]))) is reason
 
 
-@pytest.mark.parametrize(
-    ("signals", "reason"),
-    [
-        ({"charge_percent": 25.0}, Reason.ELIGIBLE),
-        ({"charge_percent": 24.9}, Reason.CHARGE_TOO_LOW),
-        ({"battery_temperature_c": 44.9}, Reason.ELIGIBLE),
-        ({"battery_temperature_c": 45.0}, Reason.BATTERY_TOO_HOT),
-        ({"compute_temperature_c": 84.9}, Reason.ELIGIBLE),
-        ({"compute_temperature_c": 85.0}, Reason.COMPUTE_TOO_HOT),
-    ],
-)
-def test_thresholds_to_stop_are_wider(signals: dict[str, float], reason: Reason) -> None:
-    assert reason_of(working=True, **signals) is reason
-
-
-def test_telemetry_grows_stale() -> None:
-    assert reason_of(LIMITS.stale_ms) is Reason.ELIGIBLE
-    assert reason_of(LIMITS.stale_ms + 1) is Reason.TELEMETRY_STALE
-
-
-def test_what_is_not_known_counts_against_the_car() -> None:
-    core = Core()
-    birth, caps, snapshot = arrival("car")
-    expected = [Reason.CAPS_UNKNOWN, Reason.TELEMETRY_MISSING, Reason.ELIGIBLE]
-    for event, reason in zip((birth, caps, snapshot), expected, strict=True):
-        core.handle(event, 0)  # type: ignore[arg-type]
-        assert core.reasons(0).tolist() == [reason]
-        core.handle(telemetry([]), 0)
-    core.fleet.set_state("car", State(False, 1))
-    assert first_reasons(core.fleet, LIMITS, 0).tolist() == [Reason.OFFLINE]
-
-
-@pytest.mark.parametrize(
-    "name", ["charge_percent", "battery_temperature_c", "compute_temperature_c", "moving", "plugged"]
-)
-def test_a_signal_that_never_came_counts_against_the_car(name: str) -> None:
-    core = Core()
-    birth, caps, snapshot = arrival("car")
-    snapshot.signals[name][:] = -1 if name in ("moving", "plugged") else float("nan")  # type: ignore[attr-defined]
-    for event in (birth, caps, snapshot):
-        core.handle(event, 0)  # type: ignore[arg-type]
-    assert core.reasons(0).tolist() != [Reason.ELIGIBLE]
+def test_a_timezone_whose_offset_is_not_known_is_outside_of_all_hours() -> None:
+    fleet = fleet_of({"policy": {"timezone": "Asia/Tokyo"}})
+    assert reason_of(fleet) is Reason.ELIGIBLE
+    del fleet.utc_offsets_ms["Asia/Tokyo"]
+    assert reason_of(fleet) is Reason.OUTSIDE_HOURS
 
 
 def test_the_cars_own_refusal_counts() -> None:
@@ -95,6 +135,104 @@ def test_the_cars_own_refusal_counts() -> None:
     batch.refusal[:] = "sentry_mode"
     core.handle(batch, 0)
     assert core.reasons(0).tolist() == [Reason.CAR_REFUSES]
+
+
+def test_a_car_becomes_eligible_only_with_the_last_thing_that_must_be_known() -> None:
+    core = Core()
+    birth, caps, snapshot, consent = arrival("car")
+    expected = [Reason.CAPS_UNKNOWN, Reason.TELEMETRY_MISSING, Reason.CONSENT_MISSING, Reason.ELIGIBLE]
+    for event, reason in zip((birth, caps, snapshot, consent), expected, strict=True):
+        core.handle(event, 0)  # type: ignore[arg-type]
+        assert core.reasons(0).tolist() == [reason]
+
+
+# Unknown is harmless only where no rule of this car's owner asks for it.
+STRICT = {
+    "policy": {
+        "price_ceiling_micro_per_kwh": 10**9,
+        "charge_coincident_only": True,
+        "departure_charge_percent": 90.0,
+        "link": {"least_mbps": 1.0, "month_bytes": 10**9},
+        "power_cap_w": 50.0,
+    },
+    "signals": {"departure_ms": NOW_MS + 3_600_000},
+}
+HARMLESS = {"awake_power_w", "free_slots", "departure_ms", "departure_charge_percent"}
+
+
+@pytest.mark.parametrize("name", sorted({*BOOLEAN_SIGNALS, *NUMBER_SIGNALS, "energy_micro_per_kwh"} - HARMLESS))
+def test_what_is_not_known_counts_against_the_car(name: str) -> None:
+    fleet = fleet_of(STRICT)
+    assert reason_of(fleet) is Reason.ELIGIBLE
+    fleet.live(name)[:] = -1 if name in BOOLEAN_SIGNALS else np.nan
+    assert reason_of(fleet) is not Reason.ELIGIBLE
+
+
+@given(st.data())
+def test_the_first_reason_is_the_first_of_all_in_order(data: st.DataObject) -> None:
+    cases = data.draw(st.lists(st.sampled_from(SHARED["cases"]), min_size=1, max_size=4))
+    merged: dict[str, Any] = {"policy": {}, "signals": {}, "working": data.draw(st.booleans())}
+    for case in cases:
+        for part in ("policy", "signals"):
+            merged[part] |= case.get(part, {})
+    fleet = fleet_of(merged, cars=3)
+    for name, value in (("draining", True), ("quarantined_until_ms", NOW_MS + 1), ("online", False)):
+        if data.draw(st.booleans()):
+            fleet.live(name)[1] = value
+    circumstances = given_of(fleet)
+    for row, first in enumerate(first_reasons(fleet, LIMITS, circumstances).tolist()):
+        every = reasons_of(fleet, row, LIMITS, circumstances)
+        assert every == sorted(set(every))
+        assert first == (every[0] if every else Reason.ELIGIBLE)
+
+
+def test_a_cars_reasons_do_not_depend_on_who_else_is_there() -> None:
+    cases = [case for case in SHARED["cases"] if case.keys() <= {"name", "reason", "signals"}]
+    core = Core()
+    for number, _ in enumerate(cases):
+        birth, caps, _, consent = arrival(f"car-{number:03}")
+        for event in (birth, caps, consent):
+            core.handle(event, NOW_MS)  # type: ignore[arg-type]
+    for number, case in enumerate(cases):
+        signals = {**BASE["signals"], **case.get("signals", {})}
+        known = {
+            name: (-1 if name in BOOLEAN_SIGNALS else np.nan) if signals.get(name) is None else signals[name]
+            for name in (*BOOLEAN_SIGNALS, *NUMBER_SIGNALS)
+        }
+        core.handle(telemetry([f"car-{number:03}"], now_ms=NOW_MS, **known), NOW_MS)
+    expected = [Reason[case["reason"].upper()] if case["reason"] else Reason.ELIGIBLE for case in cases]
+    assert first_reasons(core.fleet, LIMITS, given_of(core.fleet)).tolist() == expected
+
+
+def test_a_job_wants_its_purpose_agreed_to_its_ceiling_kept_and_its_rows_spread() -> None:
+    core = Core()
+    for name, purposes in (("both", ["general", "maps"]), ("one", ["general"]), ("none", [])):
+        core.fleet.set_policy(name, replace_policy(purposes=purposes))
+    fleet = core.fleet
+    fleet.live("energy_micro_per_kwh")[:] = [100, 200, np.nan]
+    missing, ceiling = Reason.PURPOSE_NOT_AGREED, Reason.JOB_PRICE_CEILING
+    assert job_reasons(fleet, JobTerms()).tolist() == [0, 0, missing]
+    assert job_reasons(fleet, JobTerms(purpose="maps")).tolist() == [0, missing, missing]
+    assert job_reasons(fleet, JobTerms(purpose="never-heard-of")).tolist() == [missing] * 3
+    assert job_reasons(fleet, JobTerms(price_ceiling_micro_per_kwh=199)).tolist() == [0, ceiling, missing]
+    assert job_reasons(fleet, JobTerms(price_ceiling_micro_per_kwh=200)).tolist() == [0, 0, missing]
+    core.fleet.set_policy("none", replace_policy(purposes=["general"]))
+    assert job_reasons(fleet, JobTerms(price_ceiling_micro_per_kwh=200)).tolist() == [0, 0, ceiling]
+    pair = {"share_reached": np.array([True, False, False]), "failed_here": np.array([True, True, False])}
+    assert job_reasons(fleet, JobTerms(), **pair).tolist() == [Reason.JOB_SHARE_REACHED, Reason.FAILED_HERE, 0]
+
+
+def test_purposes_without_end_are_agreed_to_by_nobody() -> None:
+    fleet = FleetView()
+    for number in range(200):
+        fleet.set_policy(f"car-{number}", replace_policy(purposes=[f"purpose-{number}"]))
+    for number in (0, 63, 64, 199):
+        agreed = np.flatnonzero(job_reasons(fleet, JobTerms(purpose=f"purpose-{number}")) == 0).tolist()
+        assert agreed == ([number] if number < 64 else [])
+
+
+def replace_policy(**changes: Any) -> OwnerPolicy:
+    return msgspec.structs.replace(AGREED, **changes)
 
 
 def test_every_reason_is_explained() -> None:
