@@ -4,18 +4,16 @@ Never decides and never talks to a vehicle: it hands commands to whoever was giv
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from typing import TypeVar
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from coordinator.commands import AddRows, Command, EndJob, LedgerWrite, SendControl, SendPolicy, SendTask
 from coordinator.core import Core
 from coordinator.delays import Delay
 from coordinator.events import Event, Tick
+from coordinator.local_time import utc_offsets_ms
 from coordinator.ports import Ledger
 
 __all__ = ["Brain", "wall_clock_ms"]
@@ -115,7 +113,7 @@ class Brain:
         """Let time pass for the core."""
         while True:
             await asyncio.sleep(_TICK_S)
-            self.put([Tick(_utc_offsets_ms(self.core.fleet.timezones))])
+            self.put([Tick(utc_offsets_ms(self.core.fleet.timezones, wall_clock_ms()))])
 
     def _decide(self, events: Sequence[Event]) -> list[Command]:
         now_ms = wall_clock_ms()
@@ -130,13 +128,3 @@ class Brain:
             watched = self._changes.pop(job, None) if job is not None else None
             if watched is not None:
                 watched.set()
-
-
-def _utc_offsets_ms(timezones: Iterable[str]) -> dict[str, int]:
-    """How far each timezone is ahead of UTC now; one that this machine does not know is left out."""
-    offsets: dict[str, int] = {}
-    for name in timezones:
-        with contextlib.suppress(ZoneInfoNotFoundError, ValueError, OSError):
-            ahead = datetime.now(ZoneInfo(name)).utcoffset()
-            offsets[name] = 0 if ahead is None else round(ahead.total_seconds() * 1000)
-    return offsets

@@ -24,10 +24,11 @@ from coordinator.brain import Brain, wall_clock_ms
 from coordinator.core import Core, CorePolicy
 from coordinator.desk import CoordinatorDesk
 from coordinator.dispatch import Dispatch
-from coordinator.errors import BadTariff, StoreUnavailable
+from coordinator.errors import BadTariff, Rejected, StoreUnavailable
 from coordinator.ingest import Ingest
 from coordinator.link import Announcement, IdentityTaken, Link, TelemetryWriter
 from coordinator.observation import Observer, ServiceState, keep_observing
+from coordinator.policy_drafts import read_fleet_policy
 from coordinator.rules.pay import PayTerms
 from coordinator.rules.tariff import flat_tariffs, zone_named
 from coordinator.settings import CoordinatorSettings
@@ -50,7 +51,8 @@ async def run_coordinator(
     """Serve until SIGINT or SIGTERM; then let go of the broker, finish the commit under way and close the stores.
 
     `spans` hears of what is done for traced jobs; whoever gives it closes it.
-    Raises BadTariff, StoreUnavailable, IdentityTaken or OSError (the HTTP address) when it can't go on.
+    Raises BadTariff, StoreUnavailable, IdentityTaken, Rejected (the fleet policy) or OSError (the HTTP address) when it
+    can't go on.
     """
     policy = _policy(settings)
     settings.data.mkdir(parents=True, exist_ok=True)
@@ -131,7 +133,12 @@ def _policy(settings: CoordinatorSettings) -> CorePolicy:
     tariffs = flat_tariffs(settings.energy_micro_per_kwh)
     if settings.tariff_file is not None:
         tariffs = read_tariffs(settings.tariff_file, settings.timezone)
-    return CorePolicy(pay=PayTerms(settings.compute_micro_per_h), tariffs=tariffs, zone=zone_named(settings.timezone))
+    return CorePolicy(
+        pay=PayTerms(settings.compute_micro_per_h),
+        tariffs=tariffs,
+        zone=zone_named(settings.timezone),
+        fleet_policy=None if settings.fleet_policy is None else read_fleet_policy(settings.fleet_policy),
+    )
 
 
 async def _until_signalled() -> None:
@@ -170,7 +177,7 @@ def main() -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run_coordinator(CoordinatorSettings(), random.Random(), spans))
-    except* (BadTariff, StoreUnavailable, IdentityTaken, OSError) as errors:
+    except* (BadTariff, StoreUnavailable, IdentityTaken, Rejected, OSError) as errors:
         for error in errors.exceptions:
             sys.stderr.write(f"coordinator: {error}\n")
         code = 1

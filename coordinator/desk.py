@@ -5,19 +5,33 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from math import prod
 
+import msgspec
+
 from coordinator.assembly import assemble, decode_payload
 from coordinator.brain import Brain, wall_clock_ms
 from coordinator.core import Core
 from coordinator.errors import Rejected, ResourceMissing
-from coordinator.events import JobCancelled, JobSubmitted, ModelAdded
+from coordinator.events import JobCancelled, JobSubmitted, ModelAdded, PolicySet
 from coordinator.model import AcceptedRows, Job, JobState, Model
+from coordinator.policy_drafts import checked_policy
 from coordinator.ports import BlobStore, InputReader, Ledger, ModelInspector
 from coordinator.rules.eligibility import Reason
 from coordinator.rules.fit import input_fault
 from coordinator.views import job_view, vehicle_view, vehicle_views
 from fleet_link import Tracer
-from fleet_wire.api import HealthView, JobRequest, JobView, ModelView, RowsFrame, TensorSpec, VehicleView
+from fleet_wire.api import (
+    HealthView,
+    JobRequest,
+    JobView,
+    ModelView,
+    PolicyDraft,
+    PolicyView,
+    RowsFrame,
+    TensorSpec,
+    VehicleView,
+)
 from fleet_wire.bundle import decode_bundle, encode_bundle
+from fleet_wire.policy import OwnerPolicy
 from fleet_wire.tensors import Array, decode_tensors, encode_tensors
 from fleet_wire.trace import TraceContext
 
@@ -115,6 +129,44 @@ class CoordinatorDesk:
         now_ms = wall_clock_ms()
         running = [job_view(self._core, progress, now_ms) for progress in self._core.jobs.values()]
         return running + await self._brain.with_ledger(self._ledger.ended_jobs, _ENDED_JOBS_SHOWN)
+
+    async def policy(self, vehicle: str) -> PolicyView:
+        """The policy of a vehicle that stands. Raises ResourceMissing."""
+        return (await self.policy_history(vehicle))[0]
+
+    async def policy_history(self, vehicle: str) -> list[PolicyView]:
+        """Every version of a vehicle's policy, the newest first. Raises ResourceMissing when there is none."""
+        versions = await self._brain.with_ledger(self._ledger.policy_history, vehicle)
+        if not versions:
+            raise ResourceMissing("policy_missing", f"no consent for vehicle {vehicle!r} is on record")
+        return versions
+
+    async def set_policy(self, vehicle: str, draft: PolicyDraft, by: str) -> PolicyView:
+        """Let a draft be the next version, unless it says what stands already. Raises Rejected."""
+        standing = self._core.fleet.policy(vehicle)
+        version = 0 if standing is None else standing.version
+        if draft.version not in {0, version}:
+            raise Rejected("policy_changed", f"it was made from version {draft.version}, and version {version} stands")
+        if checked_policy(draft, version or 1) == standing:
+            return await self.policy(vehicle)
+        view = await self._next_version(vehicle, checked_policy(draft, version + 1), by)
+        if view is None:
+            raise Rejected("policy_changed", "somebody else was faster with a change: look at it and try again")
+        return view
+
+    async def revoke(self, vehicle: str, by: str) -> PolicyView:
+        """Withdraw all consent; what is revoked already stays as it is. Raises ResourceMissing."""
+        while not (view := await self.policy(vehicle)).policy.revoked:  # somebody may be faster with another change
+            version = view.policy.version + 1
+            revoked = msgspec.structs.replace(view.policy, version=version, revoked=True, purposes=[])
+            await self._next_version(vehicle, revoked, by)
+        return view
+
+    async def _next_version(self, vehicle: str, policy: OwnerPolicy, by: str) -> PolicyView | None:
+        """Set a policy, durable on return; None when another one has its version."""
+        await self._brain.put_and_wait(PolicySet(vehicle, policy, by))
+        versions = await self.policy_history(vehicle)
+        return next((view for view in versions if view.policy == policy and view.set_by == by), None)
 
     def vehicles(self) -> Iterator[VehicleView]:
         """All vehicles known."""

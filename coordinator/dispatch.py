@@ -108,14 +108,14 @@ class Dispatch:
         inputs = await self._inputs.gather(job.inputs, [(lease.start, lease.stop) for lease in command.leases])
         size = sum(len(tensor.data) for tensor in inputs) + 16 * len(command.leases)
         if size + _PACKET_OVERHEAD_BYTES <= self._packet_limit():
-            return [(_task(command, model, command.leases, inputs=inputs), command.leases)]
+            return [(_task(command, job, model, command.leases, inputs=inputs), command.leases)]
         tasks: list[tuple[Task, Sequence[LeaseRecord]]] = []
         for lease in command.leases:
             rows = await self._inputs.gather(job.inputs, [(lease.start, lease.stop)])
             data = encode_bundle(decode_tensors(rows))
             path = f"/v1/jobs/{job.id}/inputs/{lease.start}-{lease.stop}"
             ref = BlobRef(hashlib.sha256(data).hexdigest(), len(data), path)
-            tasks.append((_task(command, model, [lease], inputs_ref=ref), [lease]))
+            tasks.append((_task(command, job, model, [lease], inputs_ref=ref), [lease]))
         return tasks
 
     async def _send_one(self, command: SendTask, job: Job, task: Task, leases: Sequence[LeaseRecord]) -> None:
@@ -181,6 +181,7 @@ class Dispatch:
 
 def _task(
     command: SendTask,
+    job: Job,
     model: Model,
     leases: Sequence[LeaseRecord],
     *,
@@ -193,6 +194,7 @@ def _task(
         model=BlobRef(model.digest, model.size, f"/v1/blobs/{model.digest}"),
         deadline_ms=command.deadline_ms,
         consent_version=command.consent_version,
+        purpose=job.terms.purpose,
         energy_micro_per_kwh=command.energy_micro_per_kwh,
         pay_micro_per_h=command.pay_micro_per_h,
         leases=[Lease(lease.chunk, lease.start, lease.stop) for lease in leases],

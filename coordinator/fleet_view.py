@@ -190,6 +190,11 @@ class FleetView:
         for name, value in values.items():
             self.column[name][row] = value
 
+    def policy(self, vehicle: str) -> OwnerPolicy | None:
+        """The policy that stands for a vehicle; None when none does."""
+        row = self.index.get(vehicle)
+        return None if row is None else self.policies[row]
+
     def purpose_mask(self, purpose: str) -> int:
         """The bit of a purpose in the column `purposes`; 0, which nobody has agreed to, once all bits are given out."""
         if purpose not in self.purpose_bits and len(self.purpose_bits) == _MOST_PURPOSES:

@@ -8,7 +8,17 @@ from coordinator.commands import LedgerWrite
 from coordinator.events import PlugHistory, TelemetryBatch
 from coordinator.metrics import MetricPoint
 from coordinator.model import AcceptedRows, FailedRow, Job, LeaseRecord, Model, Rest, VehicleConduct
-from fleet_wire.api import BlobView, HealthView, JobRequest, JobView, ModelView, RowsFrame, VehicleView
+from fleet_wire.api import (
+    BlobView,
+    HealthView,
+    JobRequest,
+    JobView,
+    ModelView,
+    PolicyDraft,
+    PolicyView,
+    RowsFrame,
+    VehicleView,
+)
 from fleet_wire.bundle import BundleHeader
 from fleet_wire.policy import OwnerPolicy
 from fleet_wire.tensors import Tensor
@@ -100,6 +110,9 @@ class Ledger(Protocol):
 
     def failed_rows(self, job: str) -> list[FailedRow]:
         """Rows of a job that were given up, in their order."""
+
+    def policy_history(self, vehicle: str) -> list[PolicyView]:
+        """Every version of a vehicle's policy, the newest first; empty when there is none."""
 
     def ended_jobs(self, limit: int) -> list[JobView]:
         """Jobs that came to their end, the latest first."""
@@ -211,6 +224,18 @@ class Desk(Protocol):
 
     async def job(self, job: str) -> JobView:
         """One job. Raises ResourceMissing."""
+
+    async def policy(self, vehicle: str) -> PolicyView:
+        """The policy of a vehicle that stands. Raises ResourceMissing."""
+
+    async def policy_history(self, vehicle: str) -> list[PolicyView]:
+        """Every version of a vehicle's policy, the newest first. Raises ResourceMissing when there is none."""
+
+    async def set_policy(self, vehicle: str, draft: PolicyDraft, by: str) -> PolicyView:
+        """Let a draft be the next version; durable on return. Raises Rejected."""
+
+    async def revoke(self, vehicle: str, by: str) -> PolicyView:
+        """Withdraw all consent; what is revoked already stays as it is. Raises ResourceMissing, Rejected."""
 
     async def jobs(self) -> list[JobView]:
         """Running jobs, then the latest ended ones."""

@@ -36,6 +36,9 @@ class CoordinatorSettings(BaseSettings):
     session_expiry_s: int = Field(default=300, ge=0)
     observe_every_s: float = Field(default=10.0, gt=0, le=3600)
     """How often points of the metric catalogue are made; those of single vehicles at every sixth time."""
+    fleet_policy: Path | None = None
+    """A JSON file: what the owner of every vehicle without a policy of its own agrees to, where one operator owns the
+    fleet. It becomes the vehicle's recorded consent when the vehicle first says what it can do."""
     energy_micro_per_kwh: int = Field(default=250_000, ge=0)
     """What a kWh costs, in millionths of the currency, where no `tariff_file` says."""
     tariff_file: Path | None = None

@@ -10,15 +10,20 @@ GET    /v1/jobs/{job}/rows?after=N    frames as rows are accepted: uint32 length
 GET    /v1/jobs/{job}/result          the bundle of all rows in order
 GET    /v1/jobs/{job}/inputs/{start}-{stop}   the bundle of these input rows (for vehicles), with Range
 GET    /v1/vehicles, /v1/vehicles/{vehicle}   VehicleView
+GET    /v1/vehicles/{vehicle}/policy          PolicyView
+PUT    /v1/vehicles/{vehicle}/policy?by=WHO   PolicyDraft -> PolicyView, the next version
+DELETE /v1/vehicles/{vehicle}/policy?by=WHO   revokes -> PolicyView
+GET    /v1/vehicles/{vehicle}/policy/history  PolicyView of every version, the newest first
 GET    /v1/health                     HealthView
 Errors are Problem objects (RFC 9457) with a fitting status.
 """
 
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, convert, to_builtins
 
 from fleet_wire.messages import Digest
+from fleet_wire.policy import Hours, Identifier, LinkRules, OwnerPolicy, Purpose
 from fleet_wire.tensors import Tensor
 
 __all__ = [
@@ -29,6 +34,8 @@ __all__ = [
     "JobView",
     "ModelRequest",
     "ModelView",
+    "PolicyDraft",
+    "PolicyView",
     "Problem",
     "RowsFrame",
     "TensorSpec",
@@ -140,6 +147,37 @@ class VehicleView(Struct, frozen=True):
     pay_micro: int
     last_seen_ms: int | None
     region: str = ""
+
+
+class _StrictHours(Hours, forbid_unknown_fields=True, frozen=True):
+    """A misspelt field must not pass for a default."""
+
+
+class _StrictLinkRules(LinkRules, forbid_unknown_fields=True, frozen=True):
+    """As above."""
+
+
+class PolicyDraft(OwnerPolicy, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A policy as somebody writes it: `version`, where it is given, is that of the policy which it is to replace."""
+
+    version: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
+    owner: Identifier
+    purposes: Annotated[list[Purpose], Meta(max_length=32)]
+    hours: Annotated[list[_StrictHours], Meta(max_length=64)] = []  # type: ignore[assignment]  # noqa: RUF012 - msgspec copies it
+    link: _StrictLinkRules = _StrictLinkRules()
+
+    def as_version(self, version: int) -> OwnerPolicy:
+        """The policy that this draft becomes."""
+        return convert(to_builtins(self) | {"version": version}, OwnerPolicy)
+
+
+class PolicyView(Struct, frozen=True):
+    """A version of an owner's policy for a vehicle, who set it and when."""
+
+    vehicle: str
+    policy: OwnerPolicy
+    set_by: str
+    set_ms: int
 
 
 class HealthView(Struct, frozen=True):

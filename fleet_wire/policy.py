@@ -8,7 +8,15 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-__all__ = ["QUARTER_MINUTES", "WEEK_QUARTERS", "Hours", "LinkRules", "OwnerPolicy", "allowed_quarters", "policy_faults"]
+__all__ = [
+    "QUARTER_MINUTES",
+    "WEEK_QUARTERS",
+    "Hours",
+    "LinkRules",
+    "OwnerPolicy",
+    "allowed_quarters",
+    "policy_faults",
+]
 
 QUARTER_MINUTES = 15
 WEEK_QUARTERS = 7 * 24 * 60 // QUARTER_MINUTES

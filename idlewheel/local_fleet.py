@@ -14,6 +14,8 @@ from idlewheel.processes import Child, run_child
 
 __all__ = ["BrokerChoice", "LocalFleet", "run_agents", "run_local_fleet"]
 
+_OWN_CARS = {"owner": "operator", "purposes": ["general"]}
+
 BrokerChoice = Literal["auto", "mosquitto", "embedded"]
 
 
@@ -36,8 +38,15 @@ async def run_local_fleet(
     fleet: str = "demo",
     http_host: str = "127.0.0.1",
     http_port: int = 0,
+    fleet_policy: Path | None = None,
 ) -> AsyncIterator[LocalFleet]:
-    """Run a broker and a coordinator with all their files in `directory`. Raises BrokerFailed, ChildFailed."""
+    """Run a broker and a coordinator with all their files in `directory`. Raises BrokerFailed, ChildFailed.
+
+    Its cars belong to whoever runs it, who agrees to all general work unless `fleet_policy` says something else.
+    """
+    if fleet_policy is None:
+        fleet_policy = directory / "fleet-policy.json"
+        fleet_policy.write_bytes(msgspec.json.encode(_OWN_CARS))
     async with start_broker(broker, _folder(directory / "broker")) as running:
         environment = {
             "BROKER_HOST": running.host,
@@ -46,6 +55,7 @@ async def run_local_fleet(
             "HTTP_PORT": str(http_port),
             "DATA": str(_folder(directory / "coordinator")),
             "FLEET": fleet,
+            "FLEET_POLICY": str(fleet_policy),
         }
         async with run_child(
             "the coordinator",

@@ -38,6 +38,10 @@ def up(
     broker: Annotated[BrokerChoice, typer.Option(help="auto takes Mosquitto when it is installed.")] = "auto",
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep all data here; else nothing is kept.")] = None,
     fleet: Annotated[str, typer.Option(help="The fleet's name.")] = "demo",
+    fleet_policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What owners agree to by default, as JSON; all general work unless given."),
+    ] = None,
 ) -> None:
     """Serve until Ctrl-C: broker, coordinator, simulated cars.
 
@@ -48,7 +52,7 @@ def up(
     host, port = parse_address(http)
     try:
         with _directory(data) as directory:
-            asyncio.run(_serve(directory, vehicles, host, port, broker, fleet))
+            asyncio.run(_serve(directory, vehicles, host, port, broker, fleet, fleet_policy))
     except* (ChildFailed, BrokerFailed) as errors:
         for error in errors.exceptions:
             typer.echo(f"idlewheel up: {error}", err=True)
@@ -73,14 +77,16 @@ def _directory(data: Path | None) -> Iterator[Path]:
             yield Path(folder)
 
 
-async def _serve(directory: Path, vehicles: int, host: str, port: int, broker: BrokerChoice, fleet: str) -> None:
+async def _serve(
+    directory: Path, vehicles: int, host: str, port: int, broker: BrokerChoice, fleet: str, fleet_policy: Path | None
+) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_raise_when(stop), name="signals")
-            tasks.create_task(_run(directory, vehicles, host, port, broker, fleet), name="fleet")
+            tasks.create_task(_run(directory, vehicles, host, port, broker, fleet, fleet_policy), name="fleet")
     except* _Stopped:
         typer.echo("stopped")
 
@@ -90,10 +96,14 @@ async def _raise_when(stop: asyncio.Event) -> None:
     raise _Stopped
 
 
-async def _run(directory: Path, vehicles: int, host: str, port: int, broker: BrokerChoice, fleet: str) -> None:
+async def _run(
+    directory: Path, vehicles: int, host: str, port: int, broker: BrokerChoice, fleet: str, fleet_policy: Path | None
+) -> None:
     async with contextlib.AsyncExitStack() as stack:
         local = await stack.enter_async_context(
-            run_local_fleet(directory, broker=broker, fleet=fleet, http_host=host, http_port=port)
+            run_local_fleet(
+                directory, broker=broker, fleet=fleet, http_host=host, http_port=port, fleet_policy=fleet_policy
+            )
         )
         children = [local.coordinator]
         if vehicles:

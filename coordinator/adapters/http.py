@@ -25,7 +25,7 @@ from coordinator.adapters.prometheus import CONTENT_TYPE_LATEST, exposition
 from coordinator.errors import CoordinatorError, Rejected, ResourceMissing, StoreUnavailable
 from coordinator.metrics import MetricPoint
 from coordinator.ports import BlobStore, Desk
-from fleet_wire.api import JobRequest, JobTerms, ModelRequest, Problem, RowsFrame
+from fleet_wire.api import JobRequest, JobTerms, ModelRequest, PolicyDraft, Problem, RowsFrame
 from fleet_wire.trace import TraceContext, trace_of
 
 __all__ = ["HttpLimits", "build_app", "open_listener", "serve"]
@@ -37,7 +37,7 @@ _SPAN: Final = re.compile(r"(\d{1,15})-(\d{1,15})", re.ASCII)
 _RANGE: Final = re.compile(r"bytes=(\d{0,15})-(\d{0,15})", re.ASCII)
 _BINARY: Final = "application/octet-stream"
 # Every refusal that is not simply "cannot be accepted" (422).
-_STATUS: Final = {"bad_json": 400, "not_done": 409, "too_large": 413, "bad_range": 416}
+_STATUS: Final = {"bad_json": 400, "not_done": 409, "policy_changed": 409, "too_large": 413, "bad_range": 416}
 _IN_FLIGHT_S: Final = 0.5
 _SHUTDOWN_S: Final = 5
 
@@ -91,6 +91,10 @@ def build_app(
             Route("/v1/jobs/{job}/inputs/{span}", api.input_rows, methods=["GET"]),
             Route("/v1/vehicles", api.vehicles, methods=["GET"]),
             Route("/v1/vehicles/{vehicle}", api.vehicle, methods=["GET"]),
+            Route("/v1/vehicles/{vehicle}/policy", api.policy, methods=["GET"]),
+            Route("/v1/vehicles/{vehicle}/policy", api.set_policy, methods=["PUT"]),
+            Route("/v1/vehicles/{vehicle}/policy", api.revoke, methods=["DELETE"]),
+            Route("/v1/vehicles/{vehicle}/policy/history", api.policy_history, methods=["GET"]),
             Route("/v1/health", api.health, methods=["GET"]),
             Route("/healthz", api.healthz, methods=["GET"]),
             Route("/metrics", api.metrics, methods=["GET"]),
@@ -230,6 +234,19 @@ class _Api:
     async def vehicle(self, request: Request) -> Response:
         return _json(self._desk.vehicle(_identifier(request, "vehicle")))
 
+    async def policy(self, request: Request) -> Response:
+        return _json(await self._desk.policy(_identifier(request, "vehicle")))
+
+    async def policy_history(self, request: Request) -> Response:
+        return _json(await self._desk.policy_history(_identifier(request, "vehicle")))
+
+    async def set_policy(self, request: Request) -> Response:
+        vehicle, by = _identifier(request, "vehicle"), _who(request)
+        return _json(await self._desk.set_policy(vehicle, await self._read(request, PolicyDraft), by))
+
+    async def revoke(self, request: Request) -> Response:
+        return _json(await self._desk.revoke(_identifier(request, "vehicle"), _who(request)))
+
     async def health(self, _request: Request) -> Response:
         return _json(self._desk.health())
 
@@ -333,6 +350,14 @@ def _identifier(request: Request, kind: str) -> str:
     if not _IDENTIFIER.fullmatch(identifier):
         raise ResourceMissing(f"{kind}_unknown", f"there is no {kind} of that name: names have only A-Z a-z 0-9 _ -")
     return identifier
+
+
+def _who(request: Request) -> str:
+    """Who changes a policy, by their own word."""
+    who = request.query_params.get("by", "http")
+    if not _IDENTIFIER.fullmatch(who):
+        raise Rejected("bad_query", "`by` must be a name of A-Z a-z 0-9 _ -, with 64 characters at most")
+    return who
 
 
 async def _bounded(request: Request, limit: int) -> AsyncIterator[bytes]:

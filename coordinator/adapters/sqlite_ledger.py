@@ -12,6 +12,7 @@ import msgspec
 
 from coordinator.adapters.sql import migrations, named_queries
 from coordinator.commands import (
+    AddConsent,
     AddFailedRow,
     AddJob,
     AddModel,
@@ -36,7 +37,8 @@ from coordinator.model import (
     VehicleConduct,
 )
 from coordinator.ports import LedgerJob, LedgerSnapshot, VehicleSums
-from fleet_wire.api import JobTerms, JobView, TensorSpec
+from fleet_wire.api import JobTerms, JobView, PolicyView, TensorSpec
+from fleet_wire.policy import OwnerPolicy
 from fleet_wire.trace import parse_trace
 
 __all__ = ["SqliteLedger"]
@@ -48,6 +50,7 @@ _encode_pieces = msgspec.msgpack.Encoder().encode
 _decode_pieces = msgspec.msgpack.Decoder(tuple[Piece, ...]).decode
 _decode_specs = msgspec.json.Decoder(tuple[TensorSpec, ...]).decode
 _decode_terms = msgspec.json.Decoder(JobTerms).decode
+_decode_policy = msgspec.json.Decoder(OwnerPolicy).decode
 
 
 class SqliteLedger:
@@ -101,6 +104,7 @@ class SqliteLedger:
         with self._failures(), self._transaction():
             # A job comes before its leases, and a lease before its end; else the order within a round is free.
             self._many("add_model", (_model_row(write.model) for write in groups[AddModel]))
+            self._many("add_consent", (_consent_row(write) for write in groups[AddConsent]))
             self._many("add_job", (_job_row(write.job) for write in groups[AddJob]))
             self._many("add_lease", (_lease_row(write.lease) for write in groups[GrantLease]))
             self._change_leases(groups[EndLease], groups[AddRows])
@@ -141,6 +145,9 @@ class SqliteLedger:
                 next_seq=next_seq,
                 vehicles=tuple(VehicleSums(*sums) for sums in self._all("sums_of_vehicles")),
                 conduct=tuple(VehicleConduct(*row) for row in self._all("all_conduct")),
+                policies=tuple(
+                    (row["vehicle"], _decode_policy(row["document"])) for row in self._all("newest_consents")
+                ),
             )
 
     def _running(self, row: sqlite3.Row) -> LedgerJob:
@@ -185,6 +192,14 @@ class SqliteLedger:
         with self._failures():
             found = self._all("job_view", job)
         return _job_view(found[0]) if found else None
+
+    def policy_history(self, vehicle: str) -> list[PolicyView]:
+        """Every version of a vehicle's policy, the newest first."""
+        with self._failures():
+            return [
+                PolicyView(row["vehicle"], _decode_policy(row["document"]), row["set_by"], row["set_ms"])
+                for row in self._all("consents_of", vehicle)
+            ]
 
     @property
     def _connection(self) -> sqlite3.Connection:
@@ -265,6 +280,11 @@ def _model(row: sqlite3.Row) -> Model:
         outputs=_decode_specs(row["outputs"]),
         batch_rows=row["batch_rows"],
     )
+
+
+def _consent_row(consent: AddConsent) -> tuple[Any, ...]:
+    policy = consent.policy
+    return (consent.vehicle, policy.version, policy.owner, _json(policy), consent.by, consent.set_ms)
 
 
 def _job_row(job: Job) -> dict[str, Any]:

@@ -127,8 +127,8 @@ class EligibilityLimits:
     """
 
     stale_ms: int = 300_000
-    clock_start_ms: int = 30_000
-    clock_stop_ms: int = 60_000
+    clock_start_ms: int = 5_000
+    clock_stop_ms: int = 10_000
     charge_margin_percent: float = 2.0
     departure_margin_percent: float = 1.0
     assumed_compute_w: float = 100.0

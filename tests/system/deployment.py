@@ -34,13 +34,18 @@ class Deployment:
         self.url = f"http://127.0.0.1:{self.http_port}"
         self.client = Client(self.url)
 
-    async def start_coordinator(self) -> None:
+    async def start_coordinator(self, *, consent: bool = True) -> None:
+        """By its fleet policy every car's owner agrees, unless each must be asked."""
+        fleet_policy = self.directory / "fleet-policy.json"
+        fleet_policy.write_text('{"owner": "operator", "purposes": ["general"]}')
         environment = {
             "BROKER_PORT": str(self.broker.port),
             "HTTP_PORT": str(self.http_port),
             "DATA": str(self.directory / "coordinator"),
             "FLEET": "test",
         }
+        if consent:
+            environment["FLEET_POLICY"] = str(fleet_policy)
         process = await self._start(
             "coordinator",
             ["-m", "coordinator.daemon"],

@@ -6,6 +6,19 @@ INSERT INTO models (digest, size, inputs, outputs, batch_rows)
 VALUES (:digest, :size, :inputs, :outputs, :batch_rows)
 ON CONFLICT DO NOTHING;
 
+-- name: add_consent
+-- Keep a version of an owner's policy.
+INSERT INTO consents (vehicle, version, owner, document, set_by, set_ms) VALUES (?, ?, ?, ?, ?, ?);
+
+-- name: newest_consents
+-- The newest version of every vehicle's policy.
+SELECT vehicle, document FROM consents AS one
+WHERE version = (SELECT max(version) FROM consents WHERE vehicle = one.vehicle) ORDER BY vehicle;
+
+-- name: consents_of
+-- Every version of one vehicle's policy, the newest first.
+SELECT vehicle, document, set_by, set_ms FROM consents WHERE vehicle = ? ORDER BY version DESC;
+
 -- name: add_job
 -- Keep a new, running job.
 INSERT INTO jobs (id, name, model, inputs, row_count, row_bytes, terms, created_ms, traceparent, tracestate)
