@@ -36,7 +36,13 @@ def telemetry(vehicles: list[str], epoch: int = 1, seq: int = 1, now_ms: int = 0
     count = len(vehicles)
     values: dict[str, float] = dict.fromkeys(BOOLEAN_SIGNALS, 0) | dict.fromkeys(NUMBER_SIGNALS, 20.0)
     # So strong that whatever energy a scene tells of is plausible.
-    values |= {"plugged": 1, "opted_in": 1, "charge_percent": 80.0, "compute_power_w": 1e6, "departure_ms": np.nan} | signals
+    values |= {
+        "plugged": 1,
+        "opted_in": 1,
+        "charge_percent": 80.0,
+        "compute_power_w": 1e6,
+        "departure_ms": np.nan,
+    } | signals
     return TelemetryBatch(
         vehicle=np.array(vehicles, dtype=object),
         received_ms=np.full(count, now_ms, dtype=np.int64),
