@@ -118,9 +118,7 @@ class Core:
         self._leases = Leases(self.fleet, self.jobs, self._conduct, self.totals)
         self._warm = WarmModels(self.fleet)
         tools = Tools(policy.sizing, self.fleet, self.models, self._leases, self.speeds, self._warm, self.prices)
-        self._consents = Consents(
-            policy.fleet_policy, policy.policy_every_ms, self.fleet, self._leases, self.refusals
-        )
+        self._consents = Consents(policy.fleet_policy, policy.policy_every_ms, self.fleet, self._leases, self.refusals)
         self._scheduler = Scheduler(
             policy.scheduling, policy.quarantine, policy.back_off_ms, tools, self.jobs, self.counters
         )
@@ -369,7 +367,10 @@ class Core:
         """Why each vehicle gets no work, as `Reason` values; shape [vehicles]. Computed anew when telemetry came."""
         aged = self._reasons_ms < 0 or now_ms - self._reasons_ms >= self.policy.reasons_every_ms
         if aged or len(self._reasons) != len(self.fleet):
-            before, self._reasons = self._reasons, first_reasons(self.fleet, self.policy.eligibility, self.circumstances(now_ms))
+            before, self._reasons = (
+                self._reasons,
+                first_reasons(self.fleet, self.policy.eligibility, self.circumstances(now_ms)),
+            )
             self._count_wrong_clocks(before)
             self.fleet.live("was_eligible")[:] = self._reasons == Reason.ELIGIBLE
             self._reasons_ms = now_ms
