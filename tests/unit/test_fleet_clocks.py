@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.events import TelemetryBatch
+from coordinator.core import Core
+from coordinator.events import ModelAdded, TelemetryBatch, VehicleState
 from coordinator.fleet_view import FleetView
+from coordinator.rules.eligibility import Reason
 from fleet_wire.messages import State
-from tests.unit.coordinator_scenes import telemetry
+from tests.unit.coordinator_scenes import MODEL, arrival, telemetry
 
 MINUTE_MS = 60_000
 FAR_MS = 1 << 53
@@ -127,3 +129,22 @@ def joined(parts: list[TelemetryBatch]) -> TelemetryBatch:
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     signals = {name: np.concatenate([part.signals[name] for part in parts]) for name in parts[0].signals}
     return TelemetryBatch(**columns, signals=signals)
+
+
+def test_a_wrong_clock_takes_the_car_off_work_and_is_counted_once_a_change() -> None:
+    core = Core()
+    for event in [ModelAdded(MODEL), *arrival("v1", now_ms=10_000)]:
+        core.handle(event, 10_000)  # type: ignore[arg-type]
+
+    def reason_after(seq: int, *, ahead_ms: int, epoch: int) -> Reason:
+        now_ms = 10_000 + 100 * seq
+        core.handle(VehicleState("v1", State(online=True, epoch=epoch)), now_ms)
+        core.handle(document(seq, sent_ms=now_ms + ahead_ms, received_ms=now_ms, epoch=epoch), now_ms)
+        return Reason(int(core.reasons(now_ms)[0]))
+
+    assert reason_after(2, ahead_ms=0, epoch=1) is Reason.ELIGIBLE
+    assert [reason_after(seq, ahead_ms=60_000, epoch=1) for seq in (3, 4, 5)] == [Reason.CLOCK_WRONG] * 3
+    assert core.refusals["telemetry_clock_wrong"] == 1
+    assert reason_after(6, ahead_ms=0, epoch=2) is Reason.ELIGIBLE
+    assert reason_after(7, ahead_ms=60_000, epoch=2) is Reason.CLOCK_WRONG
+    assert core.refusals["telemetry_clock_wrong"] == 2
