@@ -21,7 +21,6 @@ from fleet_wire.bundle import decode_bundle, encode_bundle
 from fleet_wire.codec import CAPS, RESULT, STATE, TELEMETRY, MessageKind
 from fleet_wire.errors import WireError
 from fleet_wire.messages import BlobRef, Caps, CoordinatorState, Notice, Rebirth, Refusal, State, Task, Telemetry
-from fleet_wire.policy import OwnerPolicy
 from fleet_wire.signals import Signals, check_numbers
 from fleet_wire.tensors import encode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
@@ -79,8 +78,6 @@ _TICK_S = 0.02
 _FETCHES_AT_ONCE = 4
 _TOPIC_BYTES = 1024  # of a packet: topic, content type and the rest that is not payload
 _MODELS_TOLD = 1024
-# Until coordinators publish policies, a car without one works as if its owner had agreed.
-_ASSUMED = OwnerPolicy(version=0, owner="assumed", purposes=["", "general"])
 _URGENT = ("refusal", "plugged", "moving", "opted_in")
 
 
@@ -141,8 +138,7 @@ class _Agent:
         self._month_bytes = MonthBytes.open(settings.data_dir / "month_bytes")
         self._bytes_counted = 0
         self._power = PowerMeter(settings.compute_power_w, settings.awake_power_w)
-        policy = self._consent.policy or _ASSUMED
-        self._session = Session(_session_limits(settings), policy=policy, counters=counters)
+        self._session = Session(_session_limits(settings), self._consent.policy, counters=counters)
         self._traces = TaskTraces(tracer, settings.vehicle)
         self._outbox = Outbox(spool, counters, lambda full: self.handle(OutboxFilled(full)))
         self._inference = Inference(group, threads=settings.threads, niceness=settings.niceness, on_event=self.handle)
@@ -284,13 +280,13 @@ class _Agent:
         signals = self._read(now_ms)
         signals.link_month_bytes = self._count_bytes(now_ms)
         self._power.learn(signals)
-        policy = self._consent.policy or _ASSUMED
+        policy = self._consent.policy
         reason = first_reason(
             msgspec.structs.replace(signals, compute_power_w=self._power.compute_w),
             policy,
             self._settings.limits,
             now_ms=now_ms,
-            utc_offset_ms=utc_offset_ms(policy, now_ms),
+            utc_offset_ms=0 if policy is None else utc_offset_ms(policy, now_ms),
             willing=self._session.reason is None,
         )
         self.handle(Judged(reason, self._power.compute_w, self._power.awake_w))
@@ -401,7 +397,7 @@ class _Agent:
                 self._saw_own_state(epoch, online=online)
             case PolicyOffered(policy):
                 if self._consent.take(policy):
-                    self.handle(PolicyChanged(policy or _ASSUMED))
+                    self.handle(PolicyChanged(policy))
                     self._sense(_now_ms())
                     self._tell_caps()
             case CoordinatorState(online, _, http_url):

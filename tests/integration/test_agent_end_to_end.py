@@ -37,6 +37,7 @@ from fleet_wire.topics import FleetTopics, VehicleChannel
 from idlewheel.brokers import Broker
 from tests.integration.blob_server import BlobServer, serve_blobs
 from tests.integration.small_models import digest_of, doubling
+from vehicle_agent.consent import Consent
 from vehicle_agent.daemon import run_agent
 from vehicle_agent.errors import IdentityTaken
 from vehicle_agent.link import stay_connected
@@ -164,6 +165,9 @@ async def running(settings: AgentSettings, car: Car, counters: Counter[str]) -> 
 
 @pytest.fixture
 def settings(broker: Broker, tmp_path: Path) -> AgentSettings:
+    """Of a car whose owner has agreed."""
+    (tmp_path / "car").mkdir()
+    Consent.open(tmp_path / "car" / "policy", Counter()).take(AGREED)
     return AgentSettings(
         fleet="test", vehicle="car-1", data_dir=tmp_path / "car", broker_port=broker.port, threads=1, sample_s=0.2
     )
@@ -182,7 +186,8 @@ def task_of(model: BlobRef, leases: list[Lease], **fields: Any) -> Task:
         "epoch": 1,
         "model": model,
         "deadline_ms": time.time_ns() // 1_000_000 + 60_000,
-        "consent_version": 0,
+        "consent_version": AGREED.version,
+        "purpose": "general",
         "leases": leases,
         "inputs": encode_tensors({"x": np.repeat(rows[:, None], 3, axis=1).astype(np.float32)}),
     }
@@ -236,13 +241,13 @@ async def test_revoking_stops_the_work_at_once_and_holds_after_a_restart(
     blobs.status = 503  # so that the leases stay open
     car, counters = Car(), Counter[str]()
     topic = TOPICS.vehicle("car-1", VehicleChannel.POLICY)
+    (settings.data_dir / "policy").unlink()
     await coordinator.link.publish(topic, POLICY.encode(AGREED), retain=True, content_type=POLICY.content_type)
     async with running(settings, car, counters):
         await coordinator.until(lambda: any(each.consent_version == 3 for each in coordinator.of(Caps)))
-        work = {"consent_version": 3, "purpose": "general"}
-        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(1, 0, 1)], **work))
+        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(1, 0, 1)]))
         await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(2, 1, 2)], consent_version=2))
-        research = task_of(model, [Lease(3, 2, 3)], consent_version=3, purpose="research")
+        research = task_of(model, [Lease(3, 2, 3)], purpose="research")
         await coordinator.send(VehicleChannel.TASK, TASK, research)
         await coordinator.until(lambda: len(coordinator.of(Refusal)) == 2)
         await coordinator.send(VehicleChannel.POLICY, POLICY, REVOKED)
@@ -266,8 +271,10 @@ async def test_a_policy_that_cannot_be_applied_changes_nothing_and_is_counted(
 ) -> None:
     counters = Counter[str]()
     topic = TOPICS.vehicle("car-1", VehicleChannel.POLICY)
+    (settings.data_dir / "policy").unlink()
     async with running(settings, Car(), counters) as agent:
-        await coordinator.until(lambda: len(coordinator.heard) >= 3)
+        await coordinator.until(lambda: bool(coordinator.of(Telemetry)))
+        assert coordinator.of(Telemetry)[0].signals.refusal == "consent_missing"
         await coordinator.send(VehicleChannel.POLICY, POLICY, AGREED)
         await coordinator.link.publish(topic, b"\xc1", content_type=POLICY.content_type)
         await coordinator.link.publish(topic, POLICY.encode(REVOKED), content_type=TASK.content_type)

@@ -1,6 +1,7 @@
 """A vehicle agent written from docs/wire.md alone, on aiomqtt: it shares no code with ours, so it tests the document.
 
-Run as `python -m tests.system.reference_agent HOST PORT FLEET VEHICLE`. It is always willing and never leaves.
+Run as `python -m tests.system.reference_agent HOST PORT FLEET VEHICLE`. It is always plugged in, cool and never leaves,
+and has no disk: its owner's policy comes with every connection, because it is retained.
 """
 
 import asyncio
@@ -58,6 +59,7 @@ class ReferenceAgent:
         self.epoch = time.time_ns() // 1_000_000
         self.seq = 0
         self.http_url = ""
+        self.policy: dict[str, Any] = {"version": 0, "purposes": []}
         self.models: dict[str, onnxruntime.InferenceSession] = {}
         self.client: aiomqtt.Client
 
@@ -79,19 +81,51 @@ class ReferenceAgent:
         async with aiomqtt.Client(
             host, port, identifier=self.vehicle, protocol=aiomqtt.ProtocolVersion.V5, will=will
         ) as self.client:
-            for name in (self.topic("task"), self.topic("ctl"), f"{self.root}/coord/+/state"):
+            for name in (self.topic("policy"), self.topic("task"), self.topic("ctl"), f"{self.root}/coord/+/state"):
                 await self.client.subscribe(name, qos=1)
             await self.say_everything()
             async for message in self.client.messages:
-                await self.take(str(message.topic), msgspec.msgpack.decode(message.payload))
+                payload = msgspec.msgpack.decode(message.payload) if message.payload else None
+                await self.take(str(message.topic), payload)
 
-    async def take(self, topic: str, message: dict[str, Any]) -> None:
-        if topic.startswith(f"{self.root}/coord/"):
+    async def take(self, topic: str, message: Any) -> None:
+        if topic == self.topic("policy"):
+            await self.agree(message or {"version": 0, "purposes": []})
+        elif topic.startswith(f"{self.root}/coord/"):
             self.http_url = message["http_url"]
         elif topic == self.topic("task"):
-            await self.work(message)
+            objection = self.objection(message)
+            await (self.work(message) if objection is None else self.refuse(message, objection))
         elif message["type"] == "rebirth":
             await self.say_everything()
+
+    async def agree(self, policy: dict[str, Any]) -> None:
+        if not 0 < policy["version"] <= self.policy["version"]:
+            self.policy = policy
+            await self.publish(self.topic("caps"), "caps", self.caps(), retain=True)
+
+    def objection(self, task: dict[str, Any]) -> str | None:
+        if task["epoch"] != self.epoch:
+            return "stale_epoch"
+        if task["consent_version"] != self.policy["version"]:
+            return "consent_missing"
+        if task.get("purpose", "") not in self.policy["purposes"]:
+            return "purpose_not_agreed"
+        if task.get("energy_micro_per_kwh", 0) > (self.policy.get("price_ceiling_micro_per_kwh") or 2**53):
+            return "price_too_high"
+        if task.get("pay_micro_per_h", 0) < self.policy.get("least_pay_micro_per_h", 0):
+            return "pay_too_low"
+        return None
+
+    async def refuse(self, task: dict[str, Any], reason: str) -> None:
+        refusal = {
+            "type": "refusal",
+            "job": task["job"],
+            "epoch": task["epoch"],
+            "reason": reason,
+            "chunks": [chunk for chunk, _, _ in task["leases"]],
+        }
+        await self.publish(f"{self.root}/job/{task['job']}/res/{self.vehicle}", "result", refusal)
 
     async def work(self, task: dict[str, Any]) -> None:
         session = self.models.get(task["model"]["digest"])
@@ -147,6 +181,7 @@ class ReferenceAgent:
             "runtime_version": onnxruntime.__version__,
             "threads": 1,
             "slots": 16,
+            "consent_version": self.policy["version"],
         }
 
 
