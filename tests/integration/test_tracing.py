@@ -121,8 +121,14 @@ async def traced(broker: Broker, tmp_path: Path) -> AsyncIterator[Traced]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    fleet_policy = tmp_path / "fleet-policy.json"
+    fleet_policy.write_text('{"owner": "operator", "purposes": ["general"]}')
     coordinator = CoordinatorSettings(
-        fleet="test", broker_port=broker.port, http_port=port, data=tmp_path / "coordinator"
+        fleet="test",
+        broker_port=broker.port,
+        http_port=port,
+        data=tmp_path / "coordinator",
+        fleet_policy=fleet_policy,
     )
     agent = AgentSettings(fleet="test", vehicle="car-1", data_dir=tmp_path / "car", broker_port=broker.port, threads=1)
     running = [
