@@ -14,7 +14,7 @@ from coordinator.errors import Rejected, ResourceMissing
 from coordinator.events import JobCancelled, JobSubmitted, ModelAdded, PolicySet
 from coordinator.model import AcceptedRows, Job, JobState, Model
 from coordinator.policy_drafts import checked_policy
-from coordinator.ports import BlobStore, InputReader, Ledger, ModelInspector
+from coordinator.ports import BlobStore, InputReader, Ledger, ModelInspector, ReceiptFilter
 from coordinator.rules.eligibility import Reason
 from coordinator.rules.fit import input_fault
 from coordinator.views import job_view, vehicle_view, vehicle_views
@@ -26,7 +26,9 @@ from fleet_wire.api import (
     ModelView,
     PolicyDraft,
     PolicyView,
+    ReceiptView,
     RowsFrame,
+    StatementLine,
     TensorSpec,
     VehicleView,
 )
@@ -38,6 +40,7 @@ from fleet_wire.trace import TraceContext
 __all__ = ["CoordinatorDesk"]
 
 _PAGE_RESULTS = 256
+_PAGE_RECEIPTS = 1000
 _ENDED_JOBS_SHOWN = 100
 _PIECE_BYTES = 1 << 20
 
@@ -222,6 +225,14 @@ class CoordinatorDesk:
         if progress is None or not 0 <= start < stop <= progress.job.rows:
             raise ResourceMissing("rows_unknown", f"job {job!r} does not run or has no rows {start} to {stop}")
         return encode_bundle(decode_tensors(await self._inputs.gather(progress.job.inputs, [(start, stop)])))
+
+    async def statement(self, by: str, only: ReceiptFilter) -> list[StatementLine]:
+        """Sums of receipts of each owner, vehicle, job or month."""
+        return await self._brain.with_ledger(self._ledger.statement, by, only)
+
+    async def receipts(self, only: ReceiptFilter, after: tuple[str, int]) -> list[ReceiptView]:
+        """A page of receipts of jobs and chunks behind `after`; empty after the last."""
+        return await self._brain.with_ledger(self._ledger.receipts, only, after, _PAGE_RECEIPTS)
 
     def health(self) -> HealthView:
         """Whether all is well, and the counters."""

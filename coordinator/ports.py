@@ -16,7 +16,9 @@ from fleet_wire.api import (
     ModelView,
     PolicyDraft,
     PolicyView,
+    ReceiptView,
     RowsFrame,
+    StatementLine,
     VehicleView,
 )
 from fleet_wire.bundle import BundleHeader
@@ -35,6 +37,7 @@ __all__ = [
     "LedgerJob",
     "LedgerSnapshot",
     "ModelInspector",
+    "ReceiptFilter",
     "StoreStatus",
     "TelemetryStore",
     "VehicleSums",
@@ -90,6 +93,16 @@ class LedgerSnapshot:
     """The newest version of every vehicle's policy."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReceiptFilter:
+    """Which receipts: those of an owner, a vehicle, a job, a local month (202611); None is any."""
+
+    owner: str | None = None
+    vehicle: str | None = None
+    job: str | None = None
+    month: int | None = None
+
+
 class Ledger(Protocol):
     """The durable record of jobs, leases and results. Blocking: called from one thread of its own."""
 
@@ -119,6 +132,12 @@ class Ledger(Protocol):
 
     def job_view(self, job: str) -> JobView | None:
         """One job, running or ended; None when there is none of that id."""
+
+    def statement(self, by: str, only: ReceiptFilter) -> list[StatementLine]:
+        """Sums of receipts of each owner, vehicle, job or month, in their order."""
+
+    def receipts(self, only: ReceiptFilter, after: tuple[str, int], limit: int) -> list[ReceiptView]:
+        """Receipts of jobs and chunks behind `after`, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +273,12 @@ class Desk(Protocol):
 
     async def input_rows(self, job: str, start: int, stop: int) -> bytes:
         """The bundle of these input rows. Raises ResourceMissing."""
+
+    async def statement(self, by: str, only: ReceiptFilter) -> list[StatementLine]:
+        """Sums of receipts of each owner, vehicle, job or month."""
+
+    async def receipts(self, only: ReceiptFilter, after: tuple[str, int]) -> list[ReceiptView]:
+        """A page of receipts of jobs and chunks behind `after`; empty after the last."""
 
     def health(self) -> HealthView:
         """Whether all is well, and the counters."""

@@ -14,6 +14,8 @@ GET    /v1/vehicles/{vehicle}/policy          PolicyView
 PUT    /v1/vehicles/{vehicle}/policy?by=WHO   PolicyDraft -> PolicyView, the next version
 DELETE /v1/vehicles/{vehicle}/policy?by=WHO   revokes -> PolicyView
 GET    /v1/vehicles/{vehicle}/policy/history  PolicyView of every version, the newest first
+GET    /v1/statements?by=vehicle&owner=O&vehicle=V&job=J&month=2026-11   StatementLine of each owner, vehicle, job, month
+GET    /v1/receipts?after=CURSOR&owner=O…     ReceiptView of each chunk, in pages, with the same filters
 GET    /v1/health                     HealthView
 Errors are Problem objects (RFC 9457) with a fitting status.
 """
@@ -37,7 +39,9 @@ __all__ = [
     "PolicyDraft",
     "PolicyView",
     "Problem",
+    "ReceiptView",
     "RowsFrame",
+    "StatementLine",
     "TensorSpec",
     "VehicleView",
 ]
@@ -178,6 +182,42 @@ class PolicyView(Struct, frozen=True):
     policy: OwnerPolicy
     set_by: str
     set_ms: int
+
+
+class StatementLine(Struct, frozen=True):
+    """Sums of the receipts of `of`: an owner, a vehicle, a job, or a month such as 2026-11 of the fleet's local time.
+
+    `of` is empty where receipts tell no owner, or were summed up before there were receipts. Energy is in
+    milliwatt-hours above what the cars would have used anyway. `energy_pay_micro` is what it cost by its tariff, and so
+    is refunded; `fee_pay_micro` what computing earned besides; both in millionths of the currency.
+    """
+
+    of: str
+    rows: int
+    compute_us: int
+    energy_mwh: int
+    energy_pay_micro: int
+    fee_pay_micro: int
+
+
+class ReceiptView(Struct, frozen=True):
+    """What one chunk took and earned, by what was promised when it was leased. `cursor` is where the next page begins."""
+
+    cursor: str
+    owner: str
+    vehicle: str
+    job: str
+    chunk: int
+    month: str
+    granted_ms: int
+    consent_version: int
+    rows: int
+    compute_us: int
+    energy_mwh: int
+    energy_micro_per_kwh: int
+    pay_micro_per_h: int
+    energy_pay_micro: int
+    fee_pay_micro: int
 
 
 class HealthView(Struct, frozen=True):

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from coordinator.adapters.prometheus import CONTENT_TYPE_LATEST, exposition
 from coordinator.errors import CoordinatorError, Rejected, ResourceMissing, StoreUnavailable
 from coordinator.metrics import MetricPoint
-from coordinator.ports import BlobStore, Desk
+from coordinator.ports import BlobStore, Desk, ReceiptFilter
 from fleet_wire.api import JobRequest, JobTerms, ModelRequest, PolicyDraft, Problem, RowsFrame
 from fleet_wire.trace import TraceContext, trace_of
 
@@ -35,6 +35,9 @@ _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _COUNT: Final = re.compile(r"\d{1,15}", re.ASCII)
 _SPAN: Final = re.compile(r"(\d{1,15})-(\d{1,15})", re.ASCII)
 _RANGE: Final = re.compile(r"bytes=(\d{0,15})-(\d{0,15})", re.ASCII)
+_MONTH: Final = re.compile(r"\d{4}-(0[1-9]|1[0-2])", re.ASCII)
+_CURSOR: Final = re.compile(r"[A-Za-z0-9_-]{0,64}\.\d{1,15}", re.ASCII)
+_STATEMENTS_BY: Final = ("owner", "vehicle", "job", "month")
 _BINARY: Final = "application/octet-stream"
 # Every refusal that is not simply "cannot be accepted" (422).
 _STATUS: Final = {"bad_json": 400, "not_done": 409, "policy_changed": 409, "too_large": 413, "bad_range": 416}
@@ -95,6 +98,8 @@ def build_app(
             Route("/v1/vehicles/{vehicle}/policy", api.set_policy, methods=["PUT"]),
             Route("/v1/vehicles/{vehicle}/policy", api.revoke, methods=["DELETE"]),
             Route("/v1/vehicles/{vehicle}/policy/history", api.policy_history, methods=["GET"]),
+            Route("/v1/statements", api.statement, methods=["GET"]),
+            Route("/v1/receipts", api.receipts, methods=["GET"]),
             Route("/v1/health", api.health, methods=["GET"]),
             Route("/healthz", api.healthz, methods=["GET"]),
             Route("/metrics", api.metrics, methods=["GET"]),
@@ -247,6 +252,19 @@ class _Api:
     async def revoke(self, request: Request) -> Response:
         return _json(await self._desk.revoke(_identifier(request, "vehicle"), _who(request)))
 
+    async def statement(self, request: Request) -> Response:
+        by = request.query_params.get("by", "vehicle")
+        if by not in _STATEMENTS_BY:
+            raise Rejected("bad_query", f"`by` must be one of {', '.join(_STATEMENTS_BY)}")
+        return _json(await self._desk.statement(by, _receipt_filter(request)))
+
+    async def receipts(self, request: Request) -> Response:
+        after = request.query_params.get("after", ".0")
+        if not _CURSOR.fullmatch(after):
+            raise Rejected("bad_query", "`after` must be the cursor of the last receipt that you have")
+        job, _, chunk = after.rpartition(".")
+        return _json(await self._desk.receipts(_receipt_filter(request), (job, int(chunk))))
+
     async def health(self, _request: Request) -> Response:
         return _json(self._desk.health())
 
@@ -358,6 +376,17 @@ def _who(request: Request) -> str:
     if not _IDENTIFIER.fullmatch(who):
         raise Rejected("bad_query", "`by` must be a name of A-Z a-z 0-9 _ -, with 64 characters at most")
     return who
+
+
+def _receipt_filter(request: Request) -> ReceiptFilter:
+    asked = {name: request.query_params.get(name) for name in ("owner", "vehicle", "job")}
+    for name, value in asked.items():
+        if value is not None and not _IDENTIFIER.fullmatch(value):
+            raise Rejected("bad_query", f"`{name}` must be an id of A-Z a-z 0-9 _ -, with 64 characters at most")
+    month = request.query_params.get("month")
+    if month is not None and not _MONTH.fullmatch(month):
+        raise Rejected("bad_query", f"`month` must look like 2026-11 and is {month[:20]!r}")
+    return ReceiptFilter(**asked, month=None if month is None else int(month.replace("-", "")))
 
 
 async def _bounded(request: Request, limit: int) -> AsyncIterator[bytes]:

@@ -4,6 +4,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ from coordinator.model import (
     Rest,
     VehicleConduct,
 )
-from coordinator.ports import LedgerJob, LedgerSnapshot, VehicleSums
-from fleet_wire.api import JobTerms, JobView, PolicyView, TensorSpec
+from coordinator.ports import LedgerJob, LedgerSnapshot, ReceiptFilter, VehicleSums
+from fleet_wire.api import JobTerms, JobView, PolicyView, ReceiptView, StatementLine, TensorSpec
 from fleet_wire.policy import OwnerPolicy
 from fleet_wire.trace import parse_trace
 
@@ -200,6 +201,19 @@ class SqliteLedger:
                 PolicyView(row["vehicle"], _decode_policy(row["document"]), row["set_by"], row["set_ms"])
                 for row in self._all("consents_of", vehicle)
             ]
+
+    def statement(self, by: str, only: ReceiptFilter) -> list[StatementLine]:
+        """Sums of receipts of each owner, vehicle, job or month, in their order."""
+        with self._failures():
+            found = self._connection.execute(self._queries["statement"], {"by": by, **asdict(only)}).fetchall()
+        return [StatementLine(_month_text(of) if by == "month" else of, *sums) for of, *sums in found]
+
+    def receipts(self, only: ReceiptFilter, after: tuple[str, int], limit: int) -> list[ReceiptView]:
+        """Receipts of jobs and chunks behind `after`, in their order."""
+        values = {"after_job": after[0], "after_chunk": after[1], "limit": limit, **asdict(only)}
+        with self._failures():
+            found = self._connection.execute(self._queries["receipts"], values).fetchall()
+        return [_receipt_view(row) for row in found]
 
     @property
     def _connection(self) -> sqlite3.Connection:
@@ -374,6 +388,16 @@ def _result_row(rows: AcceptedRows) -> tuple[Any, ...]:
         rows.payload_ref,
         rows.payload,
     )
+
+
+def _month_text(month: int) -> str:
+    return f"{month // 100}-{month % 100:02}" if month else ""
+
+
+def _receipt_view(row: sqlite3.Row) -> ReceiptView:
+    facts = {name: row[name] for name in row.keys() if name != "rows_done"}  # noqa: SIM118 - a Row yields values
+    facts |= {"month": _month_text(row["month"]), "rows": row["rows_done"]}
+    return ReceiptView(cursor=f"{row['job']}.{row['chunk']}", **facts)
 
 
 def _job_view(row: sqlite3.Row) -> JobView:

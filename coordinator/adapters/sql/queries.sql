@@ -140,6 +140,40 @@ FROM leases WHERE job = ? AND rows_done > 0 GROUP BY vehicle ORDER BY vehicle;
 SELECT vehicle, sum(rows_done), sum(energy_mwh), sum(energy_pay_micro + fee_pay_micro)
 FROM receipt_sums GROUP BY vehicle ORDER BY vehicle;
 
+-- name: statement
+-- Sums of receipts by owner, vehicle, job or month, filtered by the same. A consent that is not on record has no owner.
+SELECT
+    CASE :by
+        WHEN 'owner' THEN coalesce(owner, '')
+        WHEN 'vehicle' THEN receipt_sums.vehicle
+        WHEN 'job' THEN job
+        ELSE month
+    END AS line,
+    sum(rows_done), sum(compute_us), sum(energy_mwh), sum(energy_pay_micro), sum(fee_pay_micro)
+FROM receipt_sums LEFT JOIN consents ON consents.vehicle = receipt_sums.vehicle AND version = consent_version
+WHERE (:owner IS NULL OR owner = :owner)
+    AND (:vehicle IS NULL OR receipt_sums.vehicle = :vehicle)
+    AND (:job IS NULL OR job = :job)
+    AND (:month IS NULL OR month = :month)
+GROUP BY line ORDER BY line;
+
+-- name: receipts
+-- Leases of which rows were accepted, behind a cursor. Only jobs are looked into that have any.
+SELECT job, chunk, leases.vehicle, coalesce(owner, '') AS owner, month, granted_ms, consent_version,
+    rows_done, compute_us, energy_mwh, energy_micro_per_kwh, pay_micro_per_h, energy_pay_micro, fee_pay_micro
+FROM leases LEFT JOIN consents ON consents.vehicle = leases.vehicle AND version = consent_version
+WHERE (job, chunk) > (:after_job, :after_chunk)
+    AND job IN (
+        SELECT job FROM receipt_sums
+        WHERE (:vehicle IS NULL OR vehicle = :vehicle) AND (:job IS NULL OR job = :job)
+            AND (:month IS NULL OR month = :month)
+    )
+    AND rows_done > 0
+    AND (:owner IS NULL OR owner = :owner)
+    AND (:vehicle IS NULL OR leases.vehicle = :vehicle)
+    AND (:month IS NULL OR month = :month)
+ORDER BY job, chunk LIMIT :limit;
+
 -- name: next_seq
 -- The number that no result has had yet.
 SELECT coalesce(max(seq) + 1, 1) FROM results;
