@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from coordinator.events import RowsReceived
 from coordinator.fleet_view import FleetView
 from coordinator.model import ReceiptPart, Rest
@@ -72,10 +74,13 @@ class Settlement:
         stated_w, awake_w, charging = (
             float(self.fleet.column[name][row]) for name in ("stated_power_w", "awake_power_w", "charging")
         )
-        own_awake_w = awake_w if charging != 1 and awake_w > 0 else 0.0
+        if charging == 1:  # which keeps it awake anyway
+            awake_w = 0.0
+        elif np.isnan(awake_w):
+            awake_w = self.limits.unstated_awake_w
         told_mwh = event.rows.energy_mwh
         compute_us = plausible_us(event.rows.compute_ms, elapsed_ms, self.limits)
-        energy_mwh = plausible_mwh(told_mwh, compute_us, stated_w, own_awake_w, self.limits)
+        energy_mwh = plausible_mwh(told_mwh, compute_us, stated_w, awake_w, self.limits)
         if energy_mwh < told_mwh:
             self.refusals["result_energy_capped"] += 1
             self.totals.energy_capped_mwh += told_mwh - energy_mwh

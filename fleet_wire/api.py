@@ -14,7 +14,7 @@ GET    /v1/vehicles/{vehicle}/policy          PolicyView
 PUT    /v1/vehicles/{vehicle}/policy?by=WHO   PolicyDraft -> PolicyView, the next version
 DELETE /v1/vehicles/{vehicle}/policy?by=WHO   revokes -> PolicyView
 GET    /v1/vehicles/{vehicle}/policy/history  PolicyView of every version, the newest first
-GET    /v1/statements?by=vehicle&owner=O&vehicle=V&job=J&month=2026-11   StatementLine of each owner, vehicle, job, month
+GET    /v1/statements?by=vehicle&owner=O&vehicle=V&job=J&month=2026-11   StatementLine of each owner, vehicle, job …
 GET    /v1/receipts?after=CURSOR&owner=O…     ReceiptView of each chunk, in pages, with the same filters
 GET    /v1/health                     HealthView
 Errors are Problem objects (RFC 9457) with a fitting status.
@@ -199,9 +199,14 @@ class StatementLine(Struct, frozen=True):
     energy_pay_micro: int
     fee_pay_micro: int
 
+    @property
+    def pay_micro(self) -> int:
+        """All that was earned."""
+        return self.energy_pay_micro + self.fee_pay_micro
+
 
 class ReceiptView(Struct, frozen=True):
-    """What one chunk took and earned, by what was promised when it was leased. `cursor` is where the next page begins."""
+    """What one chunk took and earned, by what its lease promised; the next page begins behind the last `cursor`."""
 
     cursor: str
     owner: str
@@ -218,6 +223,11 @@ class ReceiptView(Struct, frozen=True):
     pay_micro_per_h: int
     energy_pay_micro: int
     fee_pay_micro: int
+
+    @property
+    def pay_micro(self) -> int:
+        """All that was earned."""
+        return self.energy_pay_micro + self.fee_pay_micro
 
 
 class HealthView(Struct, frozen=True):

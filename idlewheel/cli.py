@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from idlewheel.cli_lazy import Program
+from idlewheel.cli_owner import owner_app
 from idlewheel.cli_tariff import tariff_app
 from idlewheel.errors import BadInput, IdlewheelError, JobFailed, Unreachable
 
@@ -34,6 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.add_typer(owner_app, name="owner")
 app.add_typer(tariff_app, name="tariff")
 
 Url = Annotated[

@@ -1,16 +1,17 @@
 """Jobs and vehicles as tables on standard output, without colours where that is no terminal. Only prints."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.table import Table
 
-from fleet_wire.api import JobView, VehicleView
+from fleet_wire.api import JobView, ReceiptView, StatementLine, VehicleView
 
-__all__ = ["print_jobs", "print_vehicles"]
+__all__ = ["print_jobs", "print_receipts", "print_statement", "print_vehicles"]
 
 _PIPE_COLUMNS = 200
+_MONEY = ("energy_pay_micro", "fee_pay_micro", "pay_micro")
 
 
 def print_jobs(views: Sequence[JobView]) -> None:
@@ -48,6 +49,46 @@ def print_vehicles(views: Sequence[VehicleView]) -> None:
             view.reason or "",
         )
     _show(table)
+
+
+_SUMS = (">ROWS", ">COMPUTING h", ">ENERGY Wh", ">ENERGY COST", ">FEE", ">EARNED")
+
+
+def print_statement(by: str, lines: Sequence[StatementLine]) -> None:
+    """One line an owner, vehicle, job or month, and the sum. Energy costs and earnings are in the currency."""
+    table = _table(by.upper(), *_SUMS)
+    for line in lines:
+        table.add_row(line.of or "(not on record)", *_sums([line]))
+    if len(lines) != 1:
+        table.add_row("together", *_sums(lines), style="bold")
+    _show(table)
+
+
+def print_receipts(receipts: Iterable[ReceiptView]) -> None:
+    """One line a chunk."""
+    table = _table("LEASED", "OWNER", "CAR", "CONSENT", "JOB", ">CHUNK", ">A kWh", ">AN HOUR", *_SUMS)
+    for receipt in receipts:
+        table.add_row(
+            _local_time(receipt.granted_ms),
+            receipt.owner or "(not on record)",
+            receipt.vehicle,
+            str(receipt.consent_version),
+            receipt.job,
+            str(receipt.chunk),
+            _millionths(receipt.energy_micro_per_kwh),
+            _millionths(receipt.pay_micro_per_h),
+            *_sums([receipt]),
+        )
+    _show(table)
+
+
+def _sums(lines: Sequence[StatementLine | ReceiptView]) -> list[str]:
+    return [
+        str(sum(line.rows for line in lines)),
+        f"{sum(line.compute_us for line in lines) / 3.6e9:.6f}",
+        _thousandths(sum(line.energy_mwh for line in lines)),
+        *(_millionths(sum(getattr(line, name) for line in lines)) for name in _MONEY),
+    ]
 
 
 def _table(*titles: str) -> Table:

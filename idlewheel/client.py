@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 import msgspec
@@ -25,7 +25,9 @@ from fleet_wire.api import (
     ModelRequest,
     ModelView,
     Problem,
+    ReceiptView,
     RowsFrame,
+    StatementLine,
     VehicleView,
 )
 from fleet_wire.bundle import decode_bundle, encode_bundle
@@ -116,6 +118,40 @@ class Client:
     def health(self) -> HealthView:
         """Whether the coordinator is well, and its counters. Raises Unreachable."""
         return self._ask("GET", "/v1/health", HealthView)
+
+    def statement(
+        self,
+        by: str = "vehicle",
+        *,
+        owner: str | None = None,
+        vehicle: str | None = None,
+        job: str | None = None,
+        month: str | None = None,
+    ) -> list[StatementLine]:
+        """What was computed and earned, summed up by owner, vehicle, job or month (2026-11); the others choose of what.
+
+        Raises Refused, Unreachable.
+        """
+        query = _query(by=by, owner=owner, vehicle=vehicle, job=job, month=month)
+        return self._ask("GET", f"/v1/statements{query}", list[StatementLine])
+
+    def receipts(
+        self,
+        *,
+        owner: str | None = None,
+        vehicle: str | None = None,
+        job: str | None = None,
+        month: str | None = None,
+    ) -> Iterator[ReceiptView]:
+        """Every receipt of this choice, ordered by job and chunk. Raises Refused, Unreachable."""
+        after: str | None = None
+        while page := self._ask(
+            "GET",
+            f"/v1/receipts{_query(after=after, owner=owner, vehicle=vehicle, job=job, month=month)}",
+            list[ReceiptView],
+        ):
+            yield from page
+            after = page[-1].cursor
 
     def _register(self, model: Model) -> ModelView:
         if isinstance(model, bytes):
@@ -312,6 +348,11 @@ def _check(answer: httpx.Response, url: str) -> None:
     if answer.is_server_error:
         raise Unreachable(f"the coordinator at {url} is in trouble: {problem.detail}")
     raise Refused(problem.code, problem.detail)
+
+
+def _query(**asked: str | None) -> str:
+    given = {name: value for name, value in asked.items() if value is not None}
+    return f"?{urlencode(given)}" if given else ""
 
 
 def _terms(**terms: object) -> JobTerms:

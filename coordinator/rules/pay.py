@@ -26,13 +26,15 @@ class PayTerms:
 
 @dataclass(frozen=True, slots=True)
 class PowerLimits:
-    """What a car may claim. `unstated_w` is taken of a car that has not stated yet what its computing draws.
+    """What a car may claim. `unstated_w` is taken of a car that has not stated yet what its computing draws, and
+    `unstated_awake_w` where it does not say what being awake draws (measured on real cars: docs/energy-and-pay.md).
 
     Measured power is a sample and not the peak, so a car may have used a little more than it stated: `tolerance`.
     `clock_ms` allows for a clock that was set while the car computed.
     """
 
     unstated_w: float = 60.0
+    unstated_awake_w: float = 260.0
     tolerance: float = 1.1
     clock_ms: int = 1_000
 

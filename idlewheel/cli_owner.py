@@ -1,0 +1,10 @@
+"""`idlewheel owner …`: what owners ask. Only gathers the commands."""
+
+import typer
+
+from idlewheel.cli_statement import statement
+
+__all__ = ["owner_app"]
+
+owner_app = typer.Typer(help="What owners earn.", no_args_is_help=True, rich_markup_mode=None)
+owner_app.command()(statement)
