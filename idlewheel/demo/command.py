@@ -112,7 +112,7 @@ async def _play(
         kind = stage.local.broker.kind
         show.phase(f"agents connect ({kind} broker)")
         player = Player(stage, example, rows, story, show)
-        job, wall_s = await player.play(model)
+        job, receipts, wall_s = await player.play(model)
     # Alone on the machine, as the fleet was.
     show.phase("directly, in one process")
     direct, direct_s, threads = await _run_directly(directory, model, rows.inputs, _BATCH_ROWS)
@@ -126,7 +126,7 @@ async def _play(
     show.phase("done")
     agreement = Agreement(*count_agreement(rows, example.answers(direct)), example.compared_with)
     run = Run(options.seed, kind, options.speed_up, wall_s, direct_s, threads)
-    return make_report(run, story, job, count(player.collected, right), agreement, example)
+    return make_report(run, story, job, receipts, count(player.collected, right), agreement, example)
 
 
 async def _run_directly(

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from fleet_wire.api import JobView, VehicleView
+from fleet_wire.api import JobView, StatementLine, VehicleView
 from fleet_wire.tensors import Array
 from idlewheel.client import Client, Job
 from idlewheel.demo.comparison import RowCollector
@@ -40,8 +40,11 @@ class Player:
         self._show = show
         self._started_s = 0.0
 
-    async def play(self, model: bytes) -> tuple[JobView, float]:
-        """Return the job as it ended, and the seconds from submitting to the last row. Raises DemoFailed."""
+    async def play(self, model: bytes) -> tuple[JobView, list[StatementLine], float]:
+        """Return the job as it ended, the sums of its receipts for each car, and the seconds to the last row.
+
+        Raises DemoFailed.
+        """
         with Client(self._stage.local.url) as client:
             await self._until_cars_known(client)
             await self._stage.begin()
@@ -57,7 +60,8 @@ class Player:
             except TimeoutError:
                 raise DemoFailed(f"the job has not ended after {_JOB_S:.0f} s") from None
             wall_s = await streamed - self._started_s
-            return await self._poll(client, job), wall_s
+            ended = await self._poll(client, job)
+            return ended, await asyncio.to_thread(lambda: client.statement("vehicle", job=job.id)), wall_s
 
     async def _until_cars_known(self, client: Client) -> None:
         until_s = time.monotonic() + _READY_S

@@ -1,8 +1,10 @@
 """What the demo says at the end: the report as data, and as lines for a person. Pure."""
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
-from fleet_wire.api import JobView
+from fleet_wire.api import JobView, StatementLine
 from idlewheel.demo.comparison import TOLERANCE_TEXT, Comparison
 from idlewheel.demo.story import Story
 from idlewheel.examples import Example
@@ -54,6 +56,7 @@ class Report(Struct, frozen=True):
     direct_s: float
     direct_threads: int
     energy_wh: float
+    energy_cost: float
     earned: float
     currency: str
     agreement_share: float
@@ -68,9 +71,23 @@ class Report(Struct, frozen=True):
 
 
 def make_report(
-    run: Run, story: Story, job: JobView, comparison: Comparison, agreement: Agreement, example: Example
+    run: Run,
+    story: Story,
+    job: JobView,
+    receipts: Sequence[StatementLine],
+    comparison: Comparison,
+    agreement: Agreement,
+    example: Example,
 ) -> Report:
-    """Put together what was counted; the run is all right when the job is done and every row is right and came once."""
+    """Put together what was counted, and what the receipts of each car add up to.
+
+    The run is all right when the job is done, every row is right and came once, and the receipts hold all of them.
+    """
+    energy_mwh, cost_micro, pay_micro, rows_paid = (
+        sum(getattr(line, name) for line in receipts)
+        for name in ("energy_mwh", "energy_pay_micro", "pay_micro", "rows")
+    )
+    settled = (rows_paid, energy_mwh, pay_micro) == (job.rows_done, job.energy_mwh, job.pay_micro)
     return Report(
         rows=comparison.rows,
         rows_right=comparison.right,
@@ -86,8 +103,9 @@ def make_report(
         wall_s=round(run.wall_s, 3),
         direct_s=round(run.direct_s, 3),
         direct_threads=run.direct_threads,
-        energy_wh=job.energy_mwh / 1000,
-        earned=job.pay_micro / 1_000_000,
+        energy_wh=energy_mwh / 1000,
+        energy_cost=cost_micro / 1_000_000,
+        earned=pay_micro / 1_000_000,
         currency=CURRENCY,
         agreement_share=round(agreement.share, 4),
         agreement=agreement,
@@ -97,7 +115,7 @@ def make_report(
         broker=run.broker,
         seed=run.seed,
         speed_up=run.speed_up,
-        all_right=job.state == "done" and comparison.all_right,
+        all_right=job.state == "done" and comparison.all_right and settled,
     )
 
 
@@ -121,8 +139,12 @@ def summary_lines(report: Report) -> list[tuple[str, str]]:
             f"{report.wall_s:.1f} s on the fleet, {report.direct_s:.1f} s directly in one process with "
             f"{report.direct_threads} threads, both on this machine",
         ),
-        ("energy", f"{report.energy_wh:.3f} Wh above what the cars would have used anyway"),
-        ("earned", f"{report.earned:.6f} {report.currency} by the owners together"),
+        (
+            "energy",
+            f"{report.energy_wh:.3f} Wh above what the cars would have used anyway, which cost "
+            f"{report.energy_cost:.6f} {report.currency}",
+        ),
+        ("earned", f"{report.earned:.6f} {report.currency} by the owners together, that cost refunded with it"),
         (
             "answers",
             f"{agreement.agreeing:,} of {agreement.judged:,} ({agreement.share:.1%}) agree with "

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.adapters.sql import migrations
 from coordinator.adapters.sqlite_ledger import SqliteLedger
 from coordinator.commands import (
+    AddConsent,
     AddFailedRow,
     AddJob,
     AddModel,
@@ -40,8 +42,9 @@ from coordinator.model import (
     Rest,
     VehicleConduct,
 )
-from coordinator.ports import Ledger, LedgerJob, LedgerSnapshot, VehicleSums
-from fleet_wire.api import JobTerms, JobView, TensorSpec
+from coordinator.ports import Ledger, LedgerJob, LedgerSnapshot, ReceiptFilter, VehicleSums
+from fleet_wire.api import JobTerms, JobView, ReceiptView, StatementLine, TensorSpec
+from fleet_wire.policy import OwnerPolicy
 from fleet_wire.trace import TraceContext
 
 LEDGERS = ["sqlite"]
@@ -275,6 +278,96 @@ def test_a_round_that_cannot_be_kept_is_dropped_as_a_whole(ledger: Ledger, twice
     assert ledger.load() == before
     ledger.commit(good)
     assert ledger.load().running == ()
+
+
+def agreed(vehicle: str, version: int, owner: str) -> AddConsent:
+    return AddConsent(vehicle, OwnerPolicy(version, owner, ["general"]), "test", 5)
+
+
+def settled(ledger: Ledger) -> list[LeaseRecord]:
+    """Two cars, of which v1 was sold from ada to bob, two jobs and two months; v3's consent is not on record."""
+    old, new = lease(0, 0, 10), replace(lease(1, 10, 20), consent_version=3, month=202612)
+    other, unknown = lease(0, 0, 10, "v2", "job-2"), lease(1, 10, 20, "v3", "job-2")
+    ledger.commit([agreed("v1", 2, "ada"), agreed("v1", 3, "bob"), agreed("v2", 2, "ada")])
+    ledger.commit([AddJob(JOB), AddJob(replace(JOB, id="job-2")), GrantLease(lease(2, 20, 30))])
+    leases = [old, new, other, unknown]
+    for seq, under in enumerate(leases, 1):
+        rows = accepted(seq, (under.start, under.start + seq, 0), vehicle=under.vehicle, job=under.job)
+        ledger.commit([GrantLease(under), added(rows, under)])
+    return leases
+
+
+def line(of: str, rows: int, receipts: int) -> StatementLine:
+    return StatementLine(of, rows, 1_500 * receipts, 7 * receipts, 4 * receipts, 7 * receipts)
+
+
+def test_statements_sum_up_receipts_by_what_is_asked(ledger: Ledger) -> None:
+    settled(ledger)
+    everything = ReceiptFilter()
+    assert ledger.statement("owner", everything) == [line("", 4, 1), line("ada", 4, 2), line("bob", 2, 1)]
+    assert ledger.statement("vehicle", everything) == [line("v1", 3, 2), line("v2", 3, 1), line("v3", 4, 1)]
+    assert ledger.statement("job", everything) == [line("job-1", 3, 2), line("job-2", 7, 2)]
+    assert ledger.statement("month", everything) == [line("2026-11", 8, 3), line("2026-12", 2, 1)]
+    assert ledger.statement("vehicle", ReceiptFilter(owner="ada", month=202611)) == [line("v1", 1, 1), line("v2", 3, 1)]
+    assert ledger.statement("owner", ReceiptFilter(job="job-1", vehicle="v1")) == [line("ada", 1, 1), line("bob", 2, 1)]
+    assert ledger.statement("owner", ReceiptFilter(owner="nobody")) == []
+
+
+def test_receipts_come_in_pages_with_what_they_promised(ledger: Ledger) -> None:
+    old, new, other, unknown = settled(ledger)
+
+    def receipt(under: LeaseRecord, owner: str, month: str, rows: int) -> ReceiptView:
+        return ReceiptView(
+            cursor=f"{under.job}.{under.chunk}",
+            owner=owner,
+            vehicle=under.vehicle,
+            job=under.job,
+            chunk=under.chunk,
+            month=month,
+            granted_ms=under.granted_ms,
+            consent_version=under.consent_version,
+            rows=rows,
+            compute_us=1_500,
+            energy_mwh=7,
+            energy_micro_per_kwh=300_001,
+            pay_micro_per_h=20_000,
+            energy_pay_micro=4,
+            fee_pay_micro=7,
+        )
+
+    every = [
+        receipt(old, "ada", "2026-11", 1),
+        receipt(new, "bob", "2026-12", 2),
+        receipt(other, "ada", "2026-11", 3),
+        receipt(unknown, "", "2026-11", 4),
+    ]
+    assert ledger.receipts(ReceiptFilter(), ("", 0), 10) == every
+    assert ledger.receipts(ReceiptFilter(), ("", 0), 3) == every[:3]
+    assert ledger.receipts(ReceiptFilter(), ("job-1", 1), 3) == every[2:]
+    assert ledger.receipts(ReceiptFilter(owner="ada"), ("", 0), 10) == [every[0], every[2]]
+    assert ledger.receipts(ReceiptFilter(vehicle="v1", month=202612), ("", 0), 10) == [every[1]]
+    assert ledger.receipts(ReceiptFilter(job="job-2"), ("", 0), 10) == every[2:]
+
+
+def test_a_ledger_from_before_receipts_keeps_what_was_paid(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    old = sqlite3.connect(path)
+    old.executescript(dict(migrations())[1])
+    old.executescript(
+        "INSERT INTO jobs (id, name, model, inputs, row_count, row_bytes, terms, created_ms)"
+        " VALUES ('job-1', '', 'm', 'i', 100, 4, '{}', 1);"
+        "INSERT INTO leases VALUES ('job-1', 0, 0, 10, 'v1', 3, 10, 1000, NULL, NULL);"
+        "INSERT INTO shares VALUES ('job-1', 'v1', 4, 2.5004, 7, 11);"
+        "PRAGMA user_version = 1"
+    )
+    old.close()
+    ledger = SqliteLedger(path)
+    ledger.open()
+    (job,) = ledger.load().running
+    assert (job.compute_us, job.energy_mwh, job.pay_micro) == (2_500, 7, 11)
+    assert job.leases == (LeaseRecord("job-1", 0, 0, 10, "v1", 3, 10, 1000),)
+    assert ledger.statement("month", ReceiptFilter()) == [StatementLine("", 4, 2_500, 7, 0, 11)]
+    ledger.close()
 
 
 def test_a_ledger_belongs_to_one_at_a_time(kind: str, ledger: Ledger, tmp_path: Path) -> None:
