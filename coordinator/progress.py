@@ -204,10 +204,10 @@ class JobProgress:
 
     def _mark(self, start: int, stop: int, offset: int, pieces: list[Piece], *, late: bool) -> int:
         flags = self.settled[start:stop]
-        fresh = [(start, stop)] if not flags.any() else list(_gaps(flags, start))
-        for first, last in fresh:
+        count = 0
+        for first, last in [(start, stop)] if not flags.any() else _gaps(flags, start):
             _append_piece(pieces, Piece(first, last, offset + first - start))
-        count = sum(last - first for first, last in fresh)
+            count += last - first
         self.rows_done += count
         self.rows_duplicate += stop - start - count
         flags[:] = True

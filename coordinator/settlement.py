@@ -87,11 +87,14 @@ class Settlement:
         return compute_us, energy_mwh
 
     def _add(self, vehicle: str, progress: JobProgress, parts: Sequence[ReceiptPart]) -> None:
-        rows = sum(part.rows for part in parts)
-        compute_us = sum(part.compute_us for part in parts)
-        energy_mwh = sum(part.energy_mwh for part in parts)
-        energy_pay = sum(part.energy_pay_micro for part in parts)
-        pay = energy_pay + sum(part.fee_pay_micro for part in parts)
+        rows = compute_us = energy_mwh = energy_pay = fee_pay = 0
+        for part in parts:  # once, for there may be one a row
+            rows += part.rows
+            compute_us += part.compute_us
+            energy_mwh += part.energy_mwh
+            energy_pay += part.energy_pay_micro
+            fee_pay += part.fee_pay_micro
+        pay = energy_pay + fee_pay
         progress.compute_us += compute_us
         progress.energy_mwh += energy_mwh
         progress.pay_micro += pay
