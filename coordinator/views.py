@@ -57,7 +57,7 @@ def _vehicle(core: Core, row: int, reason: Reason) -> VehicleView:
         value = int(fleet.column[name][row])
         return None if value < 0 else bool(value)
 
-    charge = float(fleet.column["charge_percent"][row])
+    charge, price = (float(fleet.column[name][row]) for name in ("charge_percent", "energy_micro_per_kwh"))
     received_ms = int(fleet.column["received_ms"][row])
     return VehicleView(
         id=fleet.ids[row],
@@ -74,6 +74,7 @@ def _vehicle(core: Core, row: int, reason: Reason) -> VehicleView:
         pay_micro=int(fleet.column["pay_micro"][row]),
         last_seen_ms=received_ms or None,
         region="" if caps is None else caps.region,
+        energy_micro_per_kwh=None if np.isnan(price) else int(price),
     )
 
 

@@ -151,6 +151,7 @@ class VehicleView(Struct, frozen=True):
     pay_micro: int
     last_seen_ms: int | None
     region: str = ""
+    energy_micro_per_kwh: int | None = None
 
 
 class _StrictHours(Hours, forbid_unknown_fields=True, frozen=True):

@@ -103,7 +103,7 @@ EXPLANATIONS: dict[Reason, str] = {
     Reason.LINK_METERED: "its link is metered",
     Reason.LINK_WEAK: "its link is too weak",
     Reason.LINK_BUDGET_SPENT: "its link has carried what it may in this month",
-    Reason.PRICE_TOO_HIGH: "energy costs more than the owner's ceiling",
+    Reason.PRICE_TOO_HIGH: "energy costs more than the owner's ceiling, or nobody knows what it costs",
     Reason.NOT_CHARGING: "it is not charging, and its owner lets it work only then",
     Reason.LEAVES_SOON: "it is expected to leave too soon",
     Reason.PAY_TOO_LOW: "the pay is below what the owner asks",
@@ -288,7 +288,8 @@ def _checks(
         (Reason.LINK_METERED, (column("link_metered") != 0) & ~column("metered_allowed")),
         (Reason.LINK_WEAK, (than.link_mbps > 0) & ~(column("link_rate_mbps") >= than.link_mbps)),
         (Reason.LINK_BUDGET_SPENT, ~np.isnan(budget) & ~(column("link_month_bytes") < budget)),
-        (Reason.PRICE_TOO_HIGH, ~np.isnan(ceiling) & ~(column("energy_micro_per_kwh") <= ceiling)),
+        # What nobody knows the price of can't be refunded, so a car without a ceiling does not work for it either.
+        (Reason.PRICE_TOO_HIGH, ~(column("energy_micro_per_kwh") <= np.fmin(ceiling, np.inf))),
         (Reason.NOT_CHARGING, column("charge_coincident_only") & (column("charging") != 1)),
         (Reason.LEAVES_SOON, _leaves_soon(column, than, given, rows)),
         (Reason.PAY_TOO_LOW, column("least_pay_micro_per_h") > given.pay_micro_per_h),

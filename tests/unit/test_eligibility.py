@@ -94,7 +94,7 @@ def rules_besides() -> Iterator[tuple[str, dict[str, Any], bool, Reason]]:
     yield "should have left already", {"departure_ms": NOW_MS - 1.0}, False, Reason.ELIGIBLE
     unknown = {"energy_micro_per_kwh": np.nan, "price_ceiling_micro_per_kwh": 1e9}
     yield "price unknown where there is a ceiling", unknown, False, Reason.PRICE_TOO_HIGH
-    yield "price unknown", {"energy_micro_per_kwh": np.nan}, False, Reason.ELIGIBLE
+    yield "price unknown", {"energy_micro_per_kwh": np.nan}, False, Reason.PRICE_TOO_HIGH
 
 
 @pytest.mark.parametrize(("columns", "working", "reason"), [pytest.param(*r[1:], id=r[0]) for r in rules_besides()])
