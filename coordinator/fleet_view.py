@@ -67,6 +67,7 @@ _COLUMNS: dict[str, tuple[str, float]] = {
 }
 _FIRST_CAPACITY = 64
 _MOST_PURPOSES = 64
+_MOST_REGIONS = 1000  # each is a series in the store for good, and any car may make one up
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +156,17 @@ class FleetView:
         self.caps[row] = caps
         self.column["slots"][row] = caps.slots
         self.column["consent_version"][row] = caps.consent_version
-        if caps.region not in self.regions:
-            self.regions.append(caps.region)
-        region = self.column["region"][row] = self.regions.index(caps.region)
+        region = self.column["region"][row] = self._region(caps.region)
         self.column["energy_micro_per_kwh"][row] = self.prices[region] if region < len(self.prices) else np.nan
+
+    def _region(self, name: str) -> int:
+        """Place of a region in `regions`; those beyond what is sensible count as not named."""
+        if name in self.regions:
+            return self.regions.index(name)
+        if len(self.regions) == _MOST_REGIONS:
+            return 0
+        self.regions.append(name)
+        return len(self.regions) - 1
 
     def set_prices(self, prices: NDArray[np.float64]) -> None:
         """Take what a kWh costs now in each of `regions`; NaN where nobody knows."""

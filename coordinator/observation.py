@@ -6,7 +6,7 @@ Only reads what others keep. Points hold counters as totals, for `/metrics`; the
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,10 +23,13 @@ from coordinator.rules.eligibility import Reason
 __all__ = ["Observer", "ServiceState", "growth", "keep_observing"]
 
 Value = int | float | str
+Columns = dict[str, NDArray[np.int64]]
 Series = tuple[str, tuple[tuple[str, str], ...]]
 
 _COUNTERS = {(each.name, field.name) for each in CATALOGUE for field in each.fields if field.kind is FieldKind.COUNTER}
 _VEHICLES_EVERY = 6
+_VEHICLES_AT_ONCE = 1_000
+_PIECE_S = 0.05  # between pieces, so that neither the loop nor the store has to take a whole fleet at once
 _VEHICLE_COLUMNS = ("rows_done", "energy_mwh", "pay_micro", "leases")
 
 
@@ -58,8 +61,8 @@ class Observer:
     core: Core
     latest: list[MetricPoint] = field(default_factory=list)
     _reasons: set[Reason] = field(default_factory=set)
-    _regions: dict[str, list[int]] = field(default_factory=dict)
-    _vehicles: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    _regions: set[int] = field(default_factory=set)
+    _vehicles: Columns = field(default_factory=dict)
 
     def fleet_wide(self, service: ServiceState, now_ms: int) -> list[MetricPoint]:
         """One point a series of every measurement that is not about single vehicles; counters are totals."""
@@ -108,60 +111,71 @@ class Observer:
 
     def _by_region(self, reasons: NDArray[np.int8], now_ms: int) -> list[MetricPoint]:
         fleet = self.core.fleet
-        self._regions = {region: [] for region in self._regions}
-        for row, region in enumerate(_regions(self.core)):
-            self._regions.setdefault(region, []).append(row)
+        region = fleet.live("region")
+        everywhere = np.ones(len(fleet), dtype=np.bool_)
         masks = {
+            "vehicles": everywhere,
             "online": fleet.live("online"),
             "eligible": reasons == Reason.ELIGIBLE,
             "working": fleet.live("leases") > 0,
         }
+        counts = {name: np.bincount(region[mask], minlength=len(fleet.regions)) for name, mask in masks.items()}
+        self._regions.update(np.flatnonzero(counts["vehicles"]).tolist())
         return [
             _point(
                 metrics.FLEET_REGION,
                 now_ms,
-                {"vehicles": len(rows)} | {name: int(mask[rows].sum()) for name, mask in masks.items()},
-                region=region,
+                {name: int(values[place]) for name, values in counts.items()},
+                region=_region_name(fleet.regions[place]),
             )
-            for region, rows in sorted(self._regions.items())
+            for place in sorted(self._regions)
         ]
 
-    def vehicles(self, now_ms: int) -> list[MetricPoint]:
+    def vehicles(self, now_ms: int) -> Iterator[list[MetricPoint]]:
         """A point for every vehicle of which anything changed since this was last called; counters are growth.
 
-        The first call makes none: what a restarted coordinator remembers is no growth.
+        In pieces, for there may be many. The first call makes none: what a restarted coordinator remembers is no
+        growth.
         """
-        core = self.core
-        now = {name: core.fleet.live(name).astype(np.int64) for name in _VEHICLE_COLUMNS}
-        now["reason"] = core.reasons(now_ms).astype(np.int64)
-        first = not self._vehicles
+        fleet = self.core.fleet
+        now = {name: fleet.live(name).astype(np.int64) for name in _VEHICLE_COLUMNS}
+        now["reason"] = self.core.reasons(now_ms).astype(np.int64)
         before = {
             name: _before(self._vehicles.get(name), values, new=-1 if name == "reason" else 0)
             for name, values in now.items()
         }
+        first = not self._vehicles
         self._vehicles = now
-        if first:
-            return []
-        changed = np.zeros(len(core.fleet), dtype=np.bool_)
-        for name, values in now.items():
-            changed |= values != before[name]
-        regions = _regions(core)
+        changed = np.any([values != before[name] for name, values in now.items()], axis=0)
+        rows = np.flatnonzero(changed) if not first else np.zeros(0, dtype=np.int64)
+        for start in range(0, len(rows), _VEHICLES_AT_ONCE):
+            yield self._vehicle_points(rows[start : start + _VEHICLES_AT_ONCE], now, before, now_ms)
+
+    def _vehicle_points(self, rows: NDArray[np.int64], now: Columns, before: Columns, now_ms: int) -> list[MetricPoint]:
+        fleet = self.core.fleet
+        growth = {
+            name: (now[name][rows] - before[name][rows]).tolist() for name in ("rows_done", "energy_mwh", "pay_micro")
+        }
+        reasons, leases = now["reason"][rows].tolist(), now["leases"][rows].tolist()
+        regions = fleet.live("region")[rows].tolist()
         return [
             _point(
                 metrics.VEHICLE_WORK,
                 now_ms,
                 {
-                    "reason": Reason(int(now["reason"][row])).name.lower(),
-                    "eligible": int(now["reason"][row] == Reason.ELIGIBLE),
-                    "leases": int(now["leases"][row]),
-                    "rows": int(now["rows_done"][row] - before["rows_done"][row]),
-                    "energy_mwh": int(now["energy_mwh"][row] - before["energy_mwh"][row]),
-                    "pay_micro": int(now["pay_micro"][row] - before["pay_micro"][row]),
+                    "reason": Reason(reason).name.lower(),
+                    "eligible": int(reason == Reason.ELIGIBLE),
+                    "leases": held,
+                    "rows": done,
+                    "energy_mwh": energy_mwh,
+                    "pay_micro": pay_micro,
                 },
-                vehicle=core.fleet.ids[row],
-                region=regions[row],
+                vehicle=fleet.ids[row],
+                region=_region_name(fleet.regions[region]),
             )
-            for row in np.flatnonzero(changed).tolist()
+            for row, region, reason, held, done, energy_mwh, pay_micro in zip(
+                rows.tolist(), regions, reasons, leases, *growth.values(), strict=True
+            )
         ]
 
 
@@ -183,7 +197,9 @@ async def keep_observing(
         before, now_ms = observer.latest, clock_ms()
         record(growth(observer.fleet_wide(service(), now_ms), before))
         if times % _VEHICLES_EVERY == 0:
-            record(observer.vehicles(now_ms))
+            for piece in observer.vehicles(now_ms):
+                record(piece)
+                await asyncio.sleep(_PIECE_S)
         await asyncio.sleep(every_s)
 
 
@@ -211,8 +227,8 @@ def _before(known: NDArray[np.int64] | None, now: NDArray[np.int64], new: int) -
     return before
 
 
-def _regions(core: Core) -> list[str]:
-    return ["unknown" if caps is None or not caps.region else caps.region for caps in core.fleet.caps]
+def _region_name(region: str) -> str:
+    return region or "unknown"
 
 
 def _fleet_state(core: Core, reasons: NDArray[np.int8]) -> dict[str, Value]:
