@@ -18,7 +18,18 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 from coordinator.adapters.http import HttpLimits, build_app, open_listener, serve
 from coordinator.adapters.object_blobs import ObjectBlobs
 from coordinator.errors import Rejected, ResourceMissing
-from fleet_wire.api import HealthView, JobRequest, JobView, ModelView, RowsFrame, TensorSpec, VehicleView
+from coordinator.ports import ReceiptFilter
+from fleet_wire.api import (
+    HealthView,
+    JobRequest,
+    JobView,
+    ModelView,
+    ReceiptView,
+    RowsFrame,
+    StatementLine,
+    TensorSpec,
+    VehicleView,
+)
 from fleet_wire.bundle import decode_bundle, encode_bundle
 from fleet_wire.tensors import Array, encode_tensors
 from fleet_wire.trace import TraceContext
@@ -207,6 +218,16 @@ class DirectDesk:
         if stop > found.view.rows:
             raise ResourceMissing("rows_unknown", f"job {job} has {found.view.rows} rows")
         return encode_bundle({name: array[start:stop] for name, array in found.inputs.items()})
+
+    async def statement(self, by: str, only: ReceiptFilter) -> list[StatementLine]:
+        """Says back what was asked."""
+        return [StatementLine(f"{by} {only}", 1, 2, 3, 4, 5)]
+
+    async def receipts(self, only: ReceiptFilter, after: tuple[str, int]) -> list[ReceiptView]:
+        """Two pages: chunks 0 and 1, then 2."""
+        pages = {("", 0): [0, 1], ("j", 1): [2]}
+        view = ReceiptView("", "", "v", "j", 0, "2026-11", 0, 1, 1, 2, 3, 4, 5, 6, 7)
+        return [msgspec.structs.replace(view, cursor=f"j.{chunk}", chunk=chunk) for chunk in pages.get(after, [])]
 
     def health(self) -> HealthView:
         return HealthView("ok", "test", True, 2, 1, len(self._jobs), {"malformed": 2}, {})

@@ -321,6 +321,13 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_fetch_it(held: Served, tmp_path: 
     assert held.desk._jobs[job.id].view.state == "running"
 
 
+def test_receipts_are_read_to_their_end_in_pages(served: Served) -> None:
+    with Client(served.url) as client:
+        assert [receipt.chunk for receipt in client.receipts()] == [0, 1, 2]
+        (line,) = client.statement("month", owner="ada")
+    assert (line.of[:31], line.pay_micro) == ("month ReceiptFilter(owner='ada'", 9)
+
+
 def test_progress_is_shown_on_a_terminal_and_nothing_on_standard_output(
     served: Served, tmp_path: Path, model: Path, rows: Path
 ) -> None:

@@ -203,6 +203,16 @@ def test_a_cancelled_job_ends_its_stream(http: httpx.Client) -> None:
     assert [frame.state for frame in frames(http.get(f"/v1/jobs/{job}/rows").content)] == ["cancelled"]
 
 
+def test_statements_are_asked_for_by_name_and_month(http: httpx.Client) -> None:
+    lines = http.get("/v1/statements?by=owner&vehicle=car-1&month=2026-11").json()
+    asked = "ReceiptFilter(owner=None, vehicle='car-1', job=None, month=202611)"
+    assert [line["of"] for line in lines] == [f"owner {asked}"]
+    for query in ("by=region", "month=2026-11-01", "month=2026-00", "owner=a%20b", "vehicle=%0A", "job="):
+        problem(http.get(f"/v1/statements?{query}"), 422, "bad_query")
+    for after in ("", "5", "j.-1", "j.x", "j.1%0A"):
+        problem(http.get(f"/v1/receipts?after={after}"), 422, "bad_query")
+
+
 def test_vehicles_and_health(http: httpx.Client) -> None:
     views = msgspec.json.decode(http.get("/v1/vehicles").content, type=list[VehicleView])
     assert [view.id for view in views] == ["car-1", "car-2"]

@@ -1,6 +1,7 @@
 """What a person does first: `idlewheel up`, `idlewheel submit` on their own model, Ctrl-C; and what bad input says."""
 
 import asyncio
+import csv
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -130,11 +132,44 @@ async def test_any_model_gives_what_onnxruntime_gives_and_ctrl_c_leaves_nothing(
     assert [vehicle["id"] for vehicle in vehicles] == ["car-01", "car-02", "car-03", "car-04"]
     (job,) = json.loads((await up.run("jobs", "--json")).stdout)
     assert (job["state"], job["rows"], job["rows_done"]) == ("done", ROWS, ROWS)
+    await expect_statements_of(job, vehicles, up, tmp_path)
 
     children = descendants(up)
     up.process.send_signal(signal.SIGINT)
     assert await asyncio.wait_for(asyncio.to_thread(up.process.wait), 30) == 0
     await expect_gone(children)
+
+
+async def expect_statements_of(job: Any, vehicles: Any, up: Up, tmp_path: Path) -> None:
+    """What owners are told adds up to what the job and the cars say, from whichever side it is asked."""
+    receipts = json.loads((await up.run("owner", "statement", "--by", "receipt", "--json")).stdout)
+    assert {receipt["owner"] for receipt in receipts} == {"operator"}
+    assert {receipt["energy_micro_per_kwh"] for receipt in receipts} == {250_000}
+    (by_job,) = json.loads((await up.run("owner", "statement", "--by", "job", "--job", job["id"], "--json")).stdout)
+    (by_owner,) = json.loads((await up.run("owner", "statement", "--by", "owner", "--json")).stdout)
+    by_car = json.loads((await up.run("owner", "statement", "--owner", "operator", "--json")).stdout)
+    sums = ("rows", "compute_us", "energy_mwh", "energy_pay_micro", "fee_pay_micro")
+    expected = {name: sum(receipt[name] for receipt in receipts) for name in sums}
+    assert (by_job, by_owner) == ({"of": job["id"], **expected}, {"of": "operator", **expected})
+    paid = expected["energy_pay_micro"] + expected["fee_pay_micro"]
+    assert (job["rows_done"], job["energy_mwh"], job["pay_micro"]) == (expected["rows"], expected["energy_mwh"], paid)
+    assert round(job["compute_ms"] * 1000) == expected["compute_us"]
+    earned = {vehicle["id"]: vehicle["pay_micro"] for vehicle in vehicles if vehicle["rows_done"]}
+    assert {line["of"]: line["energy_pay_micro"] + line["fee_pay_micro"] for line in by_car} == earned
+
+    file = tmp_path / "receipts.csv"
+    assert (await up.run("owner", "statement", "--by", "receipt", "--csv", file)).returncode == 0
+    with file.open(encoding="utf-8", newline="") as lines:
+        written = list(csv.DictReader(lines))
+    assert [(row["job"], int(row["chunk"]), int(row["rows"])) for row in written] == [
+        (receipt["job"], receipt["chunk"], receipt["rows"]) for receipt in receipts
+    ]
+    assert sum(int(row["pay_micro"]) for row in written) == paid
+    shown = (await up.run("owner", "statement", "--by", "month")).stdout.splitlines()
+    assert " ".join(shown[0].split()) == "MONTH ROWS COMPUTING h ENERGY Wh ENERGY COST FEE EARNED"
+    assert shown[1].split()[-1] == f"{paid / 1e6:.6f}"
+    wrong = await up.run("owner", "statement", "--month", "2026-13")
+    assert (wrong.returncode, wrong.stderr) == (2, "idlewheel: `month` must look like 2026-11 and is '2026-13'\n")
 
 
 async def test_killed_it_leaves_nothing_either(up: Up) -> None:
