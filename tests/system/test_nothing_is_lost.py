@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import httpx
 import numpy as np
 import onnxruntime
 import pytest
@@ -101,6 +102,20 @@ async def test_agent_killed_while_it_holds_work(broker: Broker, tmp_path: Path, 
         await running.kill("car-1")
         await check(job, collecting, expected)
         assert job.status().rows_released_again > 0
+
+
+async def test_consent_revoked_in_mid_job(broker: Broker, tmp_path: Path, expected: np.ndarray) -> None:
+    async with deployment(broker, tmp_path, cars=2) as running:
+        job = await submitted(running, MANY_ROWS)
+        collecting = asyncio.create_task(asyncio.to_thread(collect, job))
+        await until_under_way(job)
+        await until(lambda: running.client.vehicle("car-1").leases > 0, "car-1 holds work")
+        async with httpx.AsyncClient(base_url=running.url) as http:
+            (await http.delete("/v1/vehicles/car-1/policy")).raise_for_status()
+        assert running.client.vehicle("car-1").leases == 0
+        await check(job, collecting, expected)
+        view = running.client.vehicle("car-1")
+        assert (view.eligible, (view.reason or "").partition(":")[0]) == (False, "consent_revoked")
 
 
 async def test_broker_killed_and_started_again(broker: Broker, tmp_path: Path, expected: np.ndarray) -> None:
