@@ -118,6 +118,14 @@ class Availability:
             more = _columns(max(missing, len(self)))
             self.column = {name: np.concatenate([values, more[name]]) for name, values in self.column.items()}
 
+    def move(self, rows: Rows, cars: int) -> None:
+        """Give the cars that have the first rows these rows, out of `cars`."""
+        moved = _columns(cars)
+        for name, values in moved.items():
+            values[rows] = self.column[name][: len(rows)]
+        self.column = moved
+        self._kept_quarter = -1
+
     # Learning -------------------------------------------------------------------------------------------------------
 
     def observe(self, rows: Rows, at_ms: Times, plugged: NDArray[np.bool_], offset_ms: Times | int = 0) -> None:

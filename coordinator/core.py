@@ -41,6 +41,7 @@ from coordinator.events import (
 )
 from coordinator.faults import Faults
 from coordinator.fleet_view import FleetView
+from coordinator.foresight import Foresight, ForesightTerms
 from coordinator.leases import Leases
 from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, Model, Piece, ReceiptPart
 from coordinator.ports import LedgerSnapshot
@@ -79,6 +80,7 @@ class CorePolicy:
     zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
     prices_every_ms: int = 1_000
     failures: FailureLimits = field(default_factory=FailureLimits)
+    foresight: ForesightTerms = field(default_factory=ForesightTerms)
     fleet_policy: OwnerPolicy | None = None
     rebirth_every_ms: int = 10_000
     policy_every_ms: int = 60_000
@@ -100,6 +102,7 @@ class Core:
     totals: Totals = field(default_factory=Totals)
     speeds: Speeds = field(default_factory=Speeds)
     prices: Prices = field(init=False)
+    foresight: Foresight = field(init=False)
     _settlement: Settlement = field(init=False)
     _leases: Leases = field(init=False)
     _warm: WarmModels = field(init=False)
@@ -113,6 +116,7 @@ class Core:
     def __post_init__(self) -> None:
         policy = self.policy
         self.prices = Prices(policy.tariffs, policy.pay, policy.zone, policy.prices_every_ms, self.fleet, self.counters)
+        self.foresight = Foresight(policy.foresight, self.fleet)
         self._settlement = Settlement(policy.power, self.fleet, self.totals, self.refusals)
         self._conduct = Conduct(policy.quarantine, self.fleet)
         self._leases = Leases(self.fleet, self.jobs, self._conduct, self.totals)
@@ -353,6 +357,7 @@ class Core:
                 commands += self._end_job(progress.job.id, JobState.FAILED, error, now_ms)
         if self.prices.update(now_ms):
             self._reasons_ms = -1
+        self.foresight.look(now_ms)
         commands += self._consents.repeat(now_ms)
         silent = self.fleet.live("online") & (self.fleet.live("seq_epoch") != self.fleet.live("epoch"))
         return commands + self._ask_rebirth(np.flatnonzero(silent).tolist(), now_ms)
@@ -361,7 +366,12 @@ class Core:
 
     def circumstances(self, now_ms: int) -> Circumstances:
         """What the rules need to know besides the fleet."""
-        return Circumstances(now_ms, local_quarters(self.fleet, now_ms), self.policy.pay.compute_micro_per_h)
+        return Circumstances(
+            now_ms,
+            local_quarters(self.fleet, now_ms),
+            self.policy.pay.compute_micro_per_h,
+            self.foresight.stay_chances(),
+        )
 
     def reasons(self, now_ms: int) -> NDArray[np.int8]:
         """Why each vehicle gets no work, as `Reason` values; shape [vehicles]. Computed anew when telemetry came."""

@@ -20,13 +20,17 @@ from coordinator.adapters.input_rows import InputRows
 from coordinator.adapters.object_blobs import ObjectBlobs
 from coordinator.adapters.onnx_inspector import OnnxInspector
 from coordinator.adapters.sqlite_ledger import SqliteLedger
+from coordinator.adapters.state_file import StateFile
 from coordinator.brain import Brain, wall_clock_ms
 from coordinator.core import Core, CorePolicy
 from coordinator.desk import CoordinatorDesk
 from coordinator.dispatch import Dispatch
 from coordinator.errors import BadTariff, Rejected, StoreUnavailable
+from coordinator.fleet_view import FleetView
+from coordinator.foresight import ForesightTerms
 from coordinator.ingest import Ingest
 from coordinator.link import Announcement, IdentityTaken, Link, TelemetryWriter
+from coordinator.memory import AvailabilityMemory
 from coordinator.observation import Observer, ServiceState, keep_observing
 from coordinator.policy_drafts import read_fleet_policy
 from coordinator.rules.pay import PayTerms
@@ -66,7 +70,7 @@ async def run_coordinator(
     inputs = InputRows(blobs)
     ledger = SqliteLedger(settings.data / "ledger.sqlite")
     store = DuckdbStore(settings.data / "telemetry.duckdb")
-    core = Core(policy)
+    core = Core(policy, FleetView(timezones=[settings.timezone]))
     refusals: Counter[str] = Counter()
     brain = Brain(core, ledger)
     tracer = Tracer(random_source, spans)
@@ -89,6 +93,7 @@ async def run_coordinator(
         settings.fleet, brain, ledger, blobs, inputs, OnnxInspector(), refusals, link.connected.is_set, tracer
     )
     observer = Observer(core)
+    memory = AvailabilityMemory(core, StateFile(settings.data / "availability.npz"), telemetry.plug_history)
 
     def service() -> ServiceState:
         return ServiceState(
@@ -104,6 +109,7 @@ async def run_coordinator(
 
     await brain.open()
     await telemetry.open()
+    await memory.recall(wall_clock_ms())
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(brain.run(dispatch.put), name="brain")
@@ -116,6 +122,7 @@ async def run_coordinator(
                 keep_observing(observer, service, wall_clock_ms, store.record, settings.observe_every_s),
                 name="observer",
             )
+            tasks.create_task(memory.keep_saving(settings.save_every_s), name="memory")
             tasks.create_task(_until_signalled(), name="signals")
             await link.connected.wait()
             # Not every broker sends retained messages to a session that it kept, so those are asked that we knew.
@@ -125,6 +132,7 @@ async def run_coordinator(
         pass
     finally:
         async with asyncio.timeout(_STOP_STEP_S):
+            await memory.save()
             await brain.close()
             await telemetry.close()
 
@@ -137,6 +145,7 @@ def _policy(settings: CoordinatorSettings) -> CorePolicy:
         pay=PayTerms(settings.compute_micro_per_h),
         tariffs=tariffs,
         zone=zone_named(settings.timezone),
+        foresight=ForesightTerms(time_scale=settings.time_scale),
         fleet_policy=None if settings.fleet_policy is None else read_fleet_policy(settings.fleet_policy),
     )
 

@@ -17,7 +17,7 @@ from coordinator.brain import Brain, wall_clock_ms
 from coordinator.delays import Delay
 from coordinator.dispatch import Dispatch
 from coordinator.errors import ResourceMissing
-from coordinator.events import Event, RowsFailed, RowsReceived, TelemetryBatch, VehiclesRemembered
+from coordinator.events import Event, PlugHistory, RowsFailed, RowsReceived, TelemetryBatch, VehiclesRemembered
 from coordinator.ingest import Ingest, Rejection, outputs_event
 from coordinator.ports import BlobStore, TelemetryStore
 from fleet_link import ConnectOptions, LinkError, LinkLost, Message, Session, Tracer, Will, backoff_s, connect
@@ -55,6 +55,10 @@ class TelemetryWriter:
         """Vehicles that the store knows."""
         latest = await asyncio.get_running_loop().run_in_executor(self._thread, self._store.latest)
         return VehiclesRemembered(tuple(latest.vehicle.tolist()))
+
+    async def plug_history(self, since_ms: int) -> PlugHistory:
+        """When vehicles were plugged in since `since_ms`, as the store knows."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._store.plug_history, since_ms)
 
     async def close(self) -> None:
         """Close the store after the write that is under way."""

@@ -38,6 +38,7 @@ __all__ = [
     "LedgerSnapshot",
     "ModelInspector",
     "ReceiptFilter",
+    "SavedState",
     "StoreStatus",
     "TelemetryStore",
     "VehicleSums",
@@ -188,6 +189,16 @@ class TelemetryStore(Protocol):
 
     def status(self) -> StoreStatus:
         """How it is doing; may be called in any thread."""
+
+
+class SavedState(Protocol):
+    """Bytes that are replaced as a whole, and survive the end of the process. Blocking."""
+
+    def read(self) -> bytes | None:
+        """What was written last; None when nothing was yet. Raises StoreUnavailable."""
+
+    def write(self, data: bytes) -> None:
+        """Replace what was written, durable on return. Raises StoreUnavailable, and then the old state stays."""
 
 
 class BlobStore(Protocol):

@@ -44,5 +44,9 @@ class CoordinatorSettings(BaseSettings):
     tariff_file: Path | None = None
     """Prices by region and time: see docs/energy-and-pay.md; `idlewheel tariff check FILE` says whether it will do."""
     timezone: str = "UTC"
-    """The fleet's local time (IANA name), by whose months statements are made."""
+    """The fleet's local time (IANA name), for statements, and for cars without an owner's policy."""
+    time_scale: float = Field(default=1.0, ge=1, le=100_000)
+    """How much faster than the clock the cars live: above 1 for replays of recorded fleets only."""
+    save_every_s: float = Field(default=600.0, gt=0, le=86_400)
+    """How often what was learned of the cars' availability is saved."""
     compute_micro_per_h: int = Field(default=20_000, ge=0)

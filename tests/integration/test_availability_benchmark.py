@@ -1,0 +1,104 @@
+"""The evaluation of the availability model: its contract, on small and odd tables."""
+
+import gzip
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.availability import MINUTES, main
+from benchmarks.charging_sessions import read_table
+
+HEAD = "session_id,site,user_id,plugin_local,plugout_local,connection_h,energy_kwh,flag"
+
+
+def write(path: Path, rows: list[tuple[str, str, str, str, str]]) -> Path:
+    lines = [HEAD, *(f"{n},S,{u},{start},{stop},{h},5,{flag}" for n, (u, start, stop, h, flag) in enumerate(rows))]
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    return path
+
+
+def regular(users: int, days: int) -> list[tuple[str, str, str, str, str]]:
+    """Each user leaves at an hour of their own, give or take ten minutes."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for user in range(users):
+        for day in range(days):
+            begin = datetime(2019, 1, 7, 17, tzinfo=UTC) + timedelta(days=day, minutes=int(rng.integers(60)))
+            end = datetime(2019, 1, 8, 5 + user % 6, tzinfo=UTC) + timedelta(days=day, minutes=int(rng.integers(20)))
+            rows.append((f"u{user}", f"{begin:%FT%T}", f"{end:%FT%T}", "1", "ok"))
+    return rows
+
+
+def test_the_model_beats_both_baselines_on_users_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out, plot = write(tmp_path / "s.csv.gz", regular(6, 40)), tmp_path / "out.json", tmp_path / "out.svg"
+    assert main(["--sessions", str(file), "--json", str(out), "--plot", str(plot)]) == 0
+    figures = json.loads(out.read_text())
+    for score in ("brier", "log_loss"):
+        assert figures[score]["model"] < min(figures[score]["fleet_mean"], figures[score]["none"])
+    assert set(figures["on_time"]) == set(figures["lost"]) == {str(minutes) for minutes in MINUTES}
+    assert all(0 <= value <= 1 for value in (*figures["on_time"].values(), *figures["lost"].values()))
+    assert figures["on_time"]["60"] >= figures["beside"]["none"]["60"]["on_time"]
+    assert (figures["users"], figures["sessions"]) == (6, 240)
+    assert set(figures["apart"]) == {"weekday_07"}  # no July in it
+    assert "| 60 min |" in capsys.readouterr().out
+    assert plot.read_text().startswith("<svg")
+
+
+def test_one_user_and_one_session_are_enough(tmp_path: Path) -> None:
+    file = write(tmp_path / "s.csv.gz", [("u", "2019-07-01T18:00", "2019-07-02T07:30", "13.5", "ok")])
+    out = tmp_path / "out.json"
+    assert main(["--sessions", str(file), "--json", str(out)]) == 0
+    assert set(json.loads(out.read_text())["brier"]) == {"model", "fleet_mean", "none"}
+
+
+def test_known_faults_of_the_table_are_handled(tmp_path: Path) -> None:
+    rows = [
+        ("u", "2019-10-26T17:00:00", "2019-10-27T07:00:00", "15.0", "clock_step"),
+        ("u", "2019-10-28T17:00:00", "", "", "no_plugout"),
+        ("u", "2019-10-28T17:00:00", "2019-10-28T19:00:00", "2", "ok"),
+        ("u", "2019-10-28T18:59:00", "2019-10-28T21:00:00", "2", "ok"),  # a clock a minute off
+        ("u", "2019-10-28T20:00:00", "2019-10-28T23:00:00", "3", "ok"),  # a second car
+        ("u", "2019-10-28T20:00:00", "2019-10-28T23:00:00", "3", "ok"),
+        ("u", "2019-10-29T20:00:00", "2019-10-29T19:00:00", "3", "ok"),
+        ("u", "yesterday", "2019-10-29T19:00:00", "3", "ok"),
+        ("u", "2019-10-27T17:00:00", "2019-10-27T17:30:00", "", "clock_step"),
+        ("", "2019-10-27T17:00:00", "2019-10-27T17:30:00", "", "ok"),
+    ]
+    table = read_table(write(tmp_path / "s.csv.gz", rows))
+    assert table.left_out == {"no_plugout": 1, "twice": 1, "impossible": 1, "unreadable": 2, "no_user": 1}
+    hours = [[(stop - start) / 3_600_000 for start, stop in car.spans] for car in table.cars]
+    assert hours == [[15, 2, 2], [3]]
+    assert table.used == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("absent.csv", None, "No such file"),
+        ("empty.csv", b"", "user_id, plugin_local, plugout_local"),
+        ("other.csv", b"a,b\n1,2\n", "user_id, plugin_local, plugout_local"),
+        ("half.csv", b"user_id,plugin_local\n1,2\n", "plugout_local"),
+        ("broken.csv.gz", gzip.compress(b"user_id,plugin_local,plugout_local\n" * 99)[:40], "end-of-stream"),
+        ("binary.csv", b"\xff\xfe\x00\x80", "decode"),
+        ("none.csv", HEAD.encode() + b"\n1,S,u,,,,,no_plugout\n", "no session"),
+        ("short.csv", b"user,plugin_local,plugout_local\nu,2019-01-01T10:00:40,2019-01-01T10:00:50\n", "plugged in"),
+    ],
+)
+def test_a_bad_file_gives_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, data: bytes | None, says: str
+) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    assert main(["--sessions", str(tmp_path / name)]) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert says in told.err
+
+
+def test_what_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "s.csv.gz", regular(2, 2))
+    assert main(["--sessions", str(file), "--json", str(tmp_path / "no" / "out.json")]) == 2
+    assert "No such file" in capsys.readouterr().err
