@@ -146,6 +146,7 @@ FLEET_STATE = Measurement(
         _gauge("charging", "vehicle", "Connected vehicles that are charging"),
         _gauge("eligible", "vehicle", "Vehicles that may work"),
         _gauge("working", "vehicle", "Vehicles that hold leases"),
+        _gauge("plugged_in_1h", "vehicle", "Connected vehicles expected to be plugged in an hour from now"),
         _gauge("charge_percent", "percent", "Mean charge of connected vehicles"),
     ),
 )

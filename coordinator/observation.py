@@ -70,7 +70,7 @@ class Observer:
         reasons = core.reasons(now_ms)
         jobs = list(core.jobs.values())
         self.latest = [
-            _point(metrics.FLEET_STATE, now_ms, _fleet_state(core, reasons)),
+            _point(metrics.FLEET_STATE, now_ms, _fleet_state(core, reasons, now_ms)),
             *self._by_reason(reasons, now_ms),
             *self._by_region(reasons, now_ms),
             _point(metrics.JOB_STATE, now_ms, _job_state(core, jobs, reasons, now_ms)),
@@ -231,12 +231,13 @@ def _region_name(region: str) -> str:
     return region or "unknown"
 
 
-def _fleet_state(core: Core, reasons: NDArray[np.int8]) -> dict[str, Value]:
+def _fleet_state(core: Core, reasons: NDArray[np.int8], now_ms: int) -> dict[str, Value]:
     fleet = core.fleet
     online = fleet.live("online")
     charge = fleet.live("charge_percent")[online]
     known = charge[~np.isnan(charge)]
     state: dict[str, Value] = {
+        "plugged_in_1h": float(online.sum() * core.foresight.plugged_forecast(now_ms)),
         "vehicles": len(fleet),
         "online": int(online.sum()),
         "plugged": int((online & (fleet.live("plugged") == 1)).sum()),

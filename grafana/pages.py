@@ -55,6 +55,12 @@ FLEET = Dashboard(
             decimals=0,
         ),
         Panel(
+            "Cars plugged in, and expected an hour later",
+            _over_time(mean(FLEET_STATE, "plugged"), mean(FLEET_STATE, "plugged_in_1h", "expected an hour later")),
+            description="By each car's habits and the fleet's: see docs/availability.md.",
+            decimals=0,
+        ),
+        Panel(
             "Why cars get no work",
             _by("reason", mean(FLEET_REASON, "vehicles")),
             description="The first reason for each car; `idlewheel why VEHICLE` explains a single one.",

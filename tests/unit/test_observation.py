@@ -74,6 +74,7 @@ def test_the_fleet_is_counted_by_state_reason_and_region() -> None:
     points = Observer(core_at_work()).fleet_wide(service(), 5)
     fleet = fields_of(points, "fleet_state")
     assert (fleet["vehicles"], fleet["online"], fleet["plugged"], fleet["eligible"]) == (2, 1, 1, 1)
+    assert 0 < fleet["plugged_in_1h"] <= 1  # type: ignore[operator]
     assert fields_of(points, "fleet_reason", reason="offline") == {"vehicles": 1}
     region = {"vehicles": 2, "online": 1, "eligible": 1, "working": 1}
     assert fields_of(points, "fleet_region", region="unknown") == region
