@@ -118,6 +118,7 @@ VEHICLE_STATE = Measurement(
         _gauge("epoch", "", "The vehicle's connection count"),
         _gauge("seq", "", "Number of the document within its epoch"),
         _gauge("ts_ms", "millisecond", "When it was made, by the vehicle's clock"),
+        _gauge("snapshot", "", "Whether it holds every signal that the vehicle knows"),
         *(_signal(name) for name in (*BOOLEAN_SIGNALS, *NUMBER_SIGNALS)),
         Field("refusal", FieldKind.TEXT, "", SIGNAL_PATHS["refusal"]),
     ),

@@ -2,13 +2,14 @@
 
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from idlewheel.brokers import Broker, find_mosquitto, start_broker
+from tests.influx import InfluxProcess, require_influxd
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("untimed", deadline=None, derandomize="CI" in os.environ)
@@ -51,3 +52,19 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     directory.mkdir()
     async with start_broker(request.param, directory) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def influx_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], InfluxProcess]]:
+    """A running InfluxDB of a version, shared by all tests: each makes a database of its own, and none hurts it."""
+    running: dict[str, InfluxProcess] = {}
+
+    def of(version: str) -> InfluxProcess:
+        if version not in running:
+            running[version] = InfluxProcess(require_influxd(version), tmp_path_factory.mktemp("influx"))
+            running[version].start()
+        return running[version]
+
+    yield of
+    for server in running.values():
+        server.kill()

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs from Debian's packages what the tests need and this machine lacks: make, Python's venv module, Mosquitto, promtool.
+# Installs from Debian's packages what the tests need and this machine lacks: make, Python's venv module, Mosquitto, InfluxDB
+# 1.6.7, promtool. Where Go is, it also builds InfluxDB 1.8.10 into a cache folder.
 # `--peers` adds redis-server, on which the benchmark of Celery stands. Needs root. The tests start Mosquitto themselves, so the service that the package sets up is stopped and disabled.
 set -euo pipefail
 
@@ -7,6 +8,7 @@ missing=()
 command -v make >/dev/null || missing+=(make)
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 PATH="$PATH:/usr/sbin" command -v mosquitto >/dev/null || missing+=(mosquitto)
+command -v influxd >/dev/null || missing+=(influxdb)
 if [[ "${1:-}" == --peers ]]; then
     command -v redis-server >/dev/null || missing+=(redis-server)
 fi
@@ -22,17 +24,30 @@ install_promtool() {
 promtool_missing=0
 command -v promtool >/dev/null || promtool_missing=1
 
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/idlewheel"
+if command -v go >/dev/null && [[ ! -x "$cache/influxd-1.8.10" ]]; then
+    GOBIN="$cache/build" go install github.com/influxdata/influxdb/cmd/influxd@v1.8.10
+    mv "$cache/build/influxd" "$cache/influxd-1.8.10"
+    rmdir "$cache/build"
+fi
+
 if ((${#missing[@]} == 0 && !promtool_missing)); then
     exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
+if [[ " ${missing[*]} " == *" influxdb "* && ! -e /usr/sbin/policy-rc.d ]]; then
+    # Its service would listen on every address: it must not start, not even for the moment until it is stopped below.
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+    chmod +x /usr/sbin/policy-rc.d
+fi
 apt-get update -qq
 ((!promtool_missing)) || install_promtool
 ((${#missing[@]})) || exit 0
 apt-get install -qq --yes --no-install-recommends "${missing[@]}" >/dev/null
 
 # A server that was here before is somebody's, and stays as it is.
-for server in mosquitto redis-server; do
+for server in mosquitto redis-server influxdb; do
     [[ " ${missing[*]} " == *" $server "* ]] || continue
     if [[ -d /run/systemd/system ]]; then
         systemctl disable --now --quiet "$server"

@@ -28,7 +28,7 @@ def test_tags_have_few_values_or_are_vehicles() -> None:
 
 def test_vehicle_state_holds_every_signal_with_its_unit() -> None:
     names = {field.name for field in VEHICLE_STATE.fields}
-    assert names == {*SIGNAL_PATHS, "epoch", "seq", "ts_ms"}
+    assert names == {*SIGNAL_PATHS, "epoch", "seq", "ts_ms", "snapshot"}
     assert {*BOOLEAN_SIGNALS, *NUMBER_SIGNALS, "refusal"} == set(SIGNAL_PATHS)
     assert VEHICLE_STATE["refusal"].kind is FieldKind.TEXT
     assert {name for name in NUMBER_SIGNALS if not VEHICLE_STATE[name].unit} == {"free_slots"}
