@@ -16,6 +16,8 @@ import uvloop
 
 from coordinator.adapters.duckdb_store import DuckdbStore
 from coordinator.adapters.http import build_app, open_listener, serve
+from coordinator.adapters.influx_server import InfluxAddress
+from coordinator.adapters.influx_store import InfluxStore
 from coordinator.adapters.input_rows import InputRows
 from coordinator.adapters.object_blobs import ObjectBlobs
 from coordinator.adapters.onnx_inspector import OnnxInspector
@@ -33,6 +35,7 @@ from coordinator.link import Announcement, IdentityTaken, Link, TelemetryWriter
 from coordinator.memory import AvailabilityMemory
 from coordinator.observation import Observer, ServiceState, keep_observing
 from coordinator.policy_drafts import read_fleet_policy
+from coordinator.ports import TelemetryStore
 from coordinator.rules.pay import PayTerms
 from coordinator.rules.tariff import flat_tariffs, zone_named
 from coordinator.settings import CoordinatorSettings
@@ -43,6 +46,7 @@ from fleet_wire.topics import FleetTopics
 __all__ = ["main", "run_coordinator"]
 
 _STOP_STEP_S = 5.0
+_MAINTAIN_EVERY_S = 300.0
 
 
 class _Stopped(Exception):
@@ -69,8 +73,8 @@ async def run_coordinator(
     )
     inputs = InputRows(blobs)
     ledger = SqliteLedger(settings.data / "ledger.sqlite")
-    store = DuckdbStore(settings.data / "telemetry.duckdb")
     core = Core(policy, FleetView(timezones=[settings.timezone]))
+    store = _store(settings, core.fleet, random_source)
     refusals: Counter[str] = Counter()
     brain = Brain(core, ledger)
     tracer = Tracer(random_source, spans)
@@ -90,7 +94,16 @@ async def run_coordinator(
         tracer=tracer,
     )
     desk = CoordinatorDesk(
-        settings.fleet, brain, ledger, blobs, inputs, OnnxInspector(), refusals, link.connected.is_set, tracer
+        settings.fleet,
+        brain,
+        ledger,
+        blobs,
+        inputs,
+        OnnxInspector(),
+        refusals,
+        link.connected.is_set,
+        tracer,
+        store.status,
     )
     observer = Observer(core)
     memory = AvailabilityMemory(core, StateFile(settings.data / "availability.npz"), telemetry.plug_history)
@@ -126,7 +139,8 @@ async def run_coordinator(
             tasks.create_task(_until_signalled(), name="signals")
             await link.connected.wait()
             # Not every broker sends retained messages to a session that it kept, so those are asked that we knew.
-            brain.put([await telemetry.remembered()])
+            tasks.create_task(telemetry.remember(lambda known: brain.put([known])), name="remember")
+            tasks.create_task(telemetry.maintain(_MAINTAIN_EVERY_S), name="maintainer")
             print(json.dumps({"ready": True, "http": http_url}), flush=True)  # noqa: T201 - our parent waits for this
     except* _Stopped:
         pass
@@ -135,6 +149,13 @@ async def run_coordinator(
             await memory.save()
             await brain.close()
             await telemetry.close()
+
+
+def _store(settings: CoordinatorSettings, fleet: FleetView, random_source: random.Random) -> TelemetryStore:
+    if url := settings.store.get_secret_value():
+        spill = settings.data / "telemetry-spill"
+        return InfluxStore(InfluxAddress.parse(url), spill, fleet.region, random_source)
+    return DuckdbStore(settings.data / "telemetry.duckdb")
 
 
 def _policy(settings: CoordinatorSettings) -> CorePolicy:

@@ -14,7 +14,7 @@ from coordinator.errors import Rejected, ResourceMissing
 from coordinator.events import JobCancelled, JobSubmitted, ModelAdded, PolicySet
 from coordinator.model import AcceptedRows, Job, JobState, Model
 from coordinator.policy_drafts import checked_policy
-from coordinator.ports import BlobStore, InputReader, Ledger, ModelInspector, ReceiptFilter
+from coordinator.ports import BlobStore, InputReader, Ledger, ModelInspector, ReceiptFilter, StoreStatus
 from coordinator.rules.eligibility import Reason
 from coordinator.rules.fit import input_fault
 from coordinator.views import job_view, vehicle_view, vehicle_views
@@ -59,6 +59,7 @@ class CoordinatorDesk:
         refusals: Counter[str],
         is_connected: Callable[[], bool],
         tracer: Tracer,
+        store_status: Callable[[], StoreStatus],
     ) -> None:
         self._fleet = fleet
         self._brain = brain
@@ -69,6 +70,7 @@ class CoordinatorDesk:
         self._refusals = refusals
         self._is_connected = is_connected
         self._tracer = tracer
+        self._store_status = store_status
 
     @property
     def _core(self) -> Core:
@@ -238,7 +240,7 @@ class CoordinatorDesk:
         """Whether all is well, and the counters."""
         core = self._core
         reasons = core.reasons(wall_clock_ms())
-        connected = self._is_connected()
+        connected, store = self._is_connected(), self._store_status()
         return HealthView(
             status="ok" if connected else "broker unreachable",
             fleet=self._fleet,
@@ -247,5 +249,6 @@ class CoordinatorDesk:
             vehicles_eligible=int((reasons == Reason.ELIGIBLE).sum()),
             jobs_running=len(core.jobs),
             refusals=dict(core.refusals + self._refusals),
-            counters=dict(core.counters),
+            counters=core.counters | {f"store_{name}": count for name, count in store.counters.items()},
+            store=store.trouble,
         )

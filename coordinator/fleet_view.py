@@ -150,6 +150,12 @@ class FleetView:
             self.column["seq_epoch"][row] = self.column["seq"][row] = -1
         return changed
 
+    def region(self, vehicle: str) -> str:
+        """The region that a vehicle names, empty when it is not known; may be asked in any thread."""
+        row = self.index.get(vehicle, len(self.caps))
+        caps = self.caps[row] if row < len(self.caps) else None
+        return "" if caps is None else caps.region
+
     def set_caps(self, vehicle: str, caps: Caps) -> None:
         """Take what a vehicle can do."""
         row = self.row(vehicle)

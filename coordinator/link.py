@@ -5,6 +5,7 @@ when what it says is durable, and never before.
 """
 
 import asyncio
+import logging
 import random
 import time
 from collections import Counter, deque
@@ -16,7 +17,7 @@ from functools import partial
 from coordinator.brain import Brain, wall_clock_ms
 from coordinator.delays import Delay
 from coordinator.dispatch import Dispatch
-from coordinator.errors import ResourceMissing
+from coordinator.errors import ResourceMissing, StoreUnavailable
 from coordinator.events import Event, PlugHistory, RowsFailed, RowsReceived, TelemetryBatch, VehiclesRemembered
 from coordinator.ingest import Ingest, Rejection, outputs_event
 from coordinator.ports import BlobStore, TelemetryStore
@@ -32,6 +33,8 @@ from fleet_wire.trace import TraceContext, trace_of
 __all__ = ["Announcement", "IdentityTaken", "Link", "TelemetryWriter"]
 
 _WAITING_BATCHES = 8
+_ASK_AGAIN_S = 5.0
+_log = logging.getLogger(__name__)
 
 
 class IdentityTaken(Exception):
@@ -51,10 +54,25 @@ class TelemetryWriter:
         """Open the store. Raises StoreUnavailable."""
         await self._in_thread(self._store.open)
 
-    async def remembered(self) -> VehiclesRemembered:
-        """Vehicles that the store knows."""
-        latest = await asyncio.get_running_loop().run_in_executor(self._thread, self._store.latest)
-        return VehiclesRemembered(tuple(latest.vehicle.tolist()))
+    async def remember(self, tell: Callable[[VehiclesRemembered], None]) -> None:
+        """Tell once which vehicles the store knows, as soon as it can be asked."""
+        while True:
+            try:
+                latest = await asyncio.get_running_loop().run_in_executor(self._thread, self._store.latest)
+            except StoreUnavailable as error:
+                _log.warning("the vehicles of before are not known yet: %s", error)
+                await asyncio.sleep(_ASK_AGAIN_S)
+            else:
+                return tell(VehiclesRemembered(tuple(latest.vehicle.tolist())))
+
+    async def maintain(self, every_s: float) -> None:
+        """Have the store roll up and forget, until cancelled. What fails waits for the next time."""
+        while True:
+            try:
+                await self._in_thread(self._store.maintain, wall_clock_ms())
+            except StoreUnavailable as error:
+                _log.warning("telemetry was not rolled up: %s", error)
+            await asyncio.sleep(every_s)
 
     async def plug_history(self, since_ms: int) -> PlugHistory:
         """When vehicles were plugged in since `since_ms`, as the store knows."""
@@ -62,6 +80,7 @@ class TelemetryWriter:
 
     async def close(self) -> None:
         """Close the store after the write that is under way."""
+        self._store.give_up()
         await self._in_thread(self._store.close)
         self._thread.shutdown()
 

@@ -158,19 +158,25 @@ class TelemetryStore(Protocol):
     """The record of what vehicles said. Blocking: called from one thread of its own."""
 
     def open(self) -> None:
-        """Open or create. Raises StoreUnavailable."""
+        """Open or create; a server that is away is no reason to fail. Raises StoreUnavailable."""
 
     def close(self) -> None:
         """Close; appended batches stay."""
 
+    def give_up(self) -> None:
+        """Let an append that waits for room raise StoreUnavailable, so that one can close; in any thread."""
+
     def append(self, batches: Sequence[TelemetryBatch]) -> None:
-        """Keep batches, each with columns for the signals that occur in it. Durable on return.
+        """Keep batches, each with columns for the signals that occur in it. Durable on return; waits for room.
 
         Raises StoreUnavailable.
         """
 
     def latest(self) -> TelemetryBatch:
-        """The last known value of every signal of every vehicle, one document a vehicle; every signal has a column."""
+        """The last known value of every signal of every vehicle, one document a vehicle; every signal has a column.
+
+        This and all that asks raises StoreUnavailable.
+        """
 
     def history(self, vehicle: str, since_ms: int, limit: int) -> TelemetryBatch:
         """Documents of one vehicle received since `since_ms`, in order of arrival, at most `limit`, in all columns."""

@@ -27,6 +27,9 @@ class CoordinatorSettings(BaseSettings):
     public_http_url: str | None = None
     """Where vehicles reach this HTTP server, when that differs from its own address."""
     data: Path = Path("idlewheel-data")
+    store: SecretStr = SecretStr("")
+    """influx://[user:password@]host:port/database for telemetry, influxs:// for TLS, `?token=…&org=…` for 2.x; a DuckDB
+    file below `data` when empty. `idlewheel store check URL` says what is missing."""
     blobs_url: str | None = None
     """s3://…, gs://… or az://…; a folder below `data` when not set."""
     max_packet_bytes: int = Field(default=128 * 1024, ge=16 * 1024)

@@ -242,6 +242,8 @@ class HealthView(Struct, frozen=True):
     jobs_running: int
     refusals: dict[str, int]
     counters: dict[str, int]
+    store: str = ""
+    """What is wrong with the telemetry store and what to do; empty when nothing is."""
 
 
 class RowsFrame(Struct, frozen=True):

@@ -39,10 +39,12 @@ async def run_local_fleet(
     http_host: str = "127.0.0.1",
     http_port: int = 0,
     fleet_policy: Path | None = None,
+    store: str = "",
 ) -> AsyncIterator[LocalFleet]:
     """Run a broker and a coordinator with all their files in `directory`. Raises BrokerFailed, ChildFailed.
 
     Its cars belong to whoever runs it, who agrees to all general work unless `fleet_policy` says something else.
+    Telemetry goes to `store`, if given.
     """
     if fleet_policy is None:
         fleet_policy = directory / "fleet-policy.json"
@@ -56,6 +58,7 @@ async def run_local_fleet(
             "DATA": str(_folder(directory / "coordinator")),
             "FLEET": fleet,
             "FLEET_POLICY": str(fleet_policy),
+            "STORE": store,
         }
         async with run_child(
             "the coordinator",

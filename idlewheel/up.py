@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,16 @@ class _Stopped(Exception):
     """A signal asked for the end."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Fleet:
+    host: str
+    port: int
+    broker: BrokerChoice
+    fleet: str
+    fleet_policy: Path | None
+    store: str
+
+
 def up(
     vehicles: Annotated[int, typer.Option(min=0, max=1000, help="Simulated cars, plugged in for good.")] = 0,
     http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the coordinator serves.")] = "127.0.0.1:8470",
@@ -42,6 +53,9 @@ def up(
         Path | None,
         typer.Option(metavar="FILE", help="What owners agree to by default, as JSON; all general work unless given."),
     ] = None,
+    store: Annotated[
+        str, typer.Option(metavar="URL", envvar="IDLEWHEEL_STORE", help="influx://HOST:PORT/DATABASE, for telemetry.")
+    ] = "",
 ) -> None:
     """Serve until Ctrl-C: broker, coordinator, simulated cars.
 
@@ -52,7 +66,7 @@ def up(
     host, port = parse_address(http)
     try:
         with _directory(data) as directory:
-            asyncio.run(_serve(directory, vehicles, host, port, broker, fleet, fleet_policy))
+            asyncio.run(_serve(directory, vehicles, _Fleet(host, port, broker, fleet, fleet_policy, store)))
     except* (ChildFailed, BrokerFailed) as errors:
         for error in errors.exceptions:
             typer.echo(f"idlewheel up: {error}", err=True)
@@ -77,16 +91,14 @@ def _directory(data: Path | None) -> Iterator[Path]:
             yield Path(folder)
 
 
-async def _serve(
-    directory: Path, vehicles: int, host: str, port: int, broker: BrokerChoice, fleet: str, fleet_policy: Path | None
-) -> None:
+async def _serve(directory: Path, vehicles: int, choice: _Fleet) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_raise_when(stop), name="signals")
-            tasks.create_task(_run(directory, vehicles, host, port, broker, fleet, fleet_policy), name="fleet")
+            tasks.create_task(_run(directory, vehicles, choice), name="fleet")
     except* _Stopped:
         typer.echo("stopped")
 
@@ -96,13 +108,17 @@ async def _raise_when(stop: asyncio.Event) -> None:
     raise _Stopped
 
 
-async def _run(
-    directory: Path, vehicles: int, host: str, port: int, broker: BrokerChoice, fleet: str, fleet_policy: Path | None
-) -> None:
+async def _run(directory: Path, vehicles: int, choice: _Fleet) -> None:
     async with contextlib.AsyncExitStack() as stack:
         local = await stack.enter_async_context(
             run_local_fleet(
-                directory, broker=broker, fleet=fleet, http_host=host, http_port=port, fleet_policy=fleet_policy
+                directory,
+                broker=choice.broker,
+                fleet=choice.fleet,
+                http_host=choice.host,
+                http_port=choice.port,
+                fleet_policy=choice.fleet_policy,
+                store=choice.store,
             )
         )
         children = [local.coordinator]

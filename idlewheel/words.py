@@ -38,6 +38,8 @@ def health_lines(view: HealthView) -> str:
         f"{counted(view.vehicles_online, 'car')} online, {view.vehicles_eligible} may work; "
         f"{counted(view.jobs_running, 'job')} running",
     ]
+    if view.store:
+        lines.append(f"store: {view.store}")
     if view.refusals:
         lines.append("refused: " + ", ".join(f"{count} {reason}" for reason, count in sorted(view.refusals.items())))
     return "\n".join(lines)

@@ -89,6 +89,9 @@ class DuckdbStore:
                 self._database.close()
             self._database = None
 
+    def give_up(self) -> None:
+        """Appending never waits here."""
+
     def append(self, batches: Sequence[TelemetryBatch]) -> None:
         """Keep batches in one transaction, durable on return. Raises StoreUnavailable."""
         if batches:

@@ -51,6 +51,8 @@ class SpillLog:
         self._file: BinaryIO | None = None
         self._frames: deque[bytes] = deque()
         self.lines = 0
+        self.oldest_ms: int | None = None
+        """When the oldest line that waits was received; None when none waits."""
         self.torn_bytes = 0
 
     def open(self) -> None:
@@ -68,12 +70,6 @@ class SpillLog:
         """Let go of the file; what waits stays."""
         with self._lock:
             self._close_file()
-
-    @property
-    def oldest_ms(self) -> int | None:
-        """When the oldest line that waits was received; None when none waits."""
-        body = self.first(1)
-        return int(body[0].split(b"\n", 1)[0].rsplit(b" ", 1)[1]) // 1_000_000 if body else None
 
     def append(self, bodies: Sequence[bytes]) -> None:
         """Add bodies, on the disk on return. Raises OSError, and then they are not kept."""
@@ -94,11 +90,11 @@ class SpillLog:
             self.lines += sum(map(_count, bodies))
             if self._segments[0] == path:
                 self._frames.extend(bodies)
+            self._look_at_oldest()
 
     def first(self, count: int) -> list[bytes]:
         """The oldest bodies, at most so many; they stay until they are `taken`."""
         with self._lock:
-            self._fill()
             return [self._frames[place] for place in range(min(count, len(self._frames)))]
 
     def taken(self, count: int) -> None:
@@ -106,6 +102,7 @@ class SpillLog:
         with self._lock:
             self.lines -= sum(_count(self._frames.popleft()) for _ in range(count))
             self._fill()
+            self._look_at_oldest()
 
     def bodies(self) -> Iterator[bytes]:
         """Everything that waits, and of the segment at the head also what was taken from it."""
@@ -173,10 +170,19 @@ class SpillLog:
         if self._segments:
             self._frames.extend(read_frames(self._segments[0].read_bytes())[0])
             self._fill()
+        self._look_at_oldest()
+
+    def _look_at_oldest(self) -> None:
+        self.oldest_ms = _received_ms(self._frames[0]) if self._frames else None
 
 
 def _count(body: bytes) -> int:
     return body.count(b"\n") + 1
+
+
+def _received_ms(body: bytes) -> int | None:
+    time_ns = body.split(b"\n", 1)[0].rsplit(b" ", 1)[-1]
+    return int(time_ns) // 1_000_000 if time_ns.isdigit() else None
 
 
 def _is_damaged(rest: bytes) -> bool:

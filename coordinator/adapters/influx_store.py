@@ -26,6 +26,7 @@ __all__ = ["InfluxLimits", "InfluxStore"]
 
 _CONNECTIONS: Final = 2
 _FRAMES_AT_ONCE: Final = 1_000
+_CLOSE_S: Final = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -34,7 +35,7 @@ class InfluxLimits:
     """How much at once, and how long. After a failure the server is asked again after `again_s`, doubling."""
 
     lines_at_once: int = 5_000
-    write_timeout_s: float = 10.0
+    write_timeout_s: float = 5.0
     again_s: float = 0.5
     longest_again_s: float = 15.0
     denied_again_s: float = 30.0
@@ -90,14 +91,18 @@ class InfluxStore:
             self._trouble_is(f"telemetry is kept on disk until the server takes it: {error}")
         self._replayer.start()
 
+    def give_up(self) -> None:
+        """Let an append that waits for room raise StoreUnavailable; in any thread."""
+        self._closing.set()
+        self._wake.set()
+
     def close(self) -> None:
-        """Close after the write under way; what waits on disk stays there."""
+        """Close; what is under way to the server may arrive or not, and what waits on disk stays there."""
+        self.give_up()
         if self._is_open:
             self._is_open = False
-            self._closing.set()
-            self._wake.set()
-            self._replayer.join()
-        self._senders.shutdown()
+            self._replayer.join(_CLOSE_S)
+        self._senders.shutdown(wait=False, cancel_futures=True)
         self._spill.close()
         self._server.close()
 

@@ -43,6 +43,7 @@ class _Options:
     seed: int
     speed_up: float
     broker: BrokerChoice
+    store: str
 
 
 def demo(
@@ -52,6 +53,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Chooses the day, the cars and the rows.")] = 1,
     speed_up: Annotated[float, typer.Option(min=1, help="How much faster than life the cars come and go.")] = 360.0,
     broker: Annotated[BrokerChoice, typer.Option(help="auto takes Mosquitto when it is installed.")] = "auto",
+    store: Annotated[
+        str, typer.Option(metavar="URL", envvar="IDLEWHEEL_STORE", help="influx://HOST:PORT/DATABASE, for telemetry.")
+    ] = "",
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a screen, for logs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON; all else as errors.")] = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON.")] = None,
@@ -64,7 +68,7 @@ def demo(
     """
     console = Console(stderr=as_json, highlight=False)
     chosen = EXAMPLES[example]
-    options = _Options(chosen, rows or chosen.default_rows, vehicles, seed, speed_up, broker)
+    options = _Options(chosen, rows or chosen.default_rows, vehicles, seed, speed_up, broker, store)
     try:
         made = asyncio.run(_run(options, console, plain=plain or not console.is_terminal))
     except (ChildFailed, BrokerFailed, IdlewheelError, DemoFailed) as error:
@@ -108,7 +112,7 @@ async def _play(
 ) -> Report:
     example, fleet = options.example, choose_fleet(options.vehicles, options.seed)
     show.phase("starting")
-    async with build_stage(directory, fleet, options.speed_up, options.broker) as stage:
+    async with build_stage(directory, fleet, options.speed_up, options.broker, options.store) as stage:
         kind = stage.local.broker.kind
         show.phase(f"agents connect ({kind} broker)")
         player = Player(stage, example, rows, story, show)

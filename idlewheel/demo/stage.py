@@ -50,13 +50,13 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def build_stage(
-    directory: Path, fleet: FleetChoice, speed_up: float, broker: BrokerChoice
+    directory: Path, fleet: FleetChoice, speed_up: float, broker: BrokerChoice, store: str = ""
 ) -> AsyncIterator[Stage]:
     """Start everything, and end it on leaving. Raises BrokerFailed, ChildFailed."""
     victim = choose_victim(fleet)
     others = [car for car in fleet.cars if car != victim]
     async with contextlib.AsyncExitStack() as stack:
-        local = await stack.enter_async_context(run_local_fleet(directory, broker=broker))
+        local = await stack.enter_async_context(run_local_fleet(directory, broker=broker, store=store))
         hosts = [
             await stack.enter_async_context(run_agents(local, f"host-{number}", _standing(fleet, cars)))
             for number, cars in enumerate([[victim], *(others[number::_HOSTS] for number in range(_HOSTS))])

@@ -26,7 +26,8 @@ async def until(condition: Callable[[], object], what: str, *, deadline_s: float
 
 
 class Deployment:
-    def __init__(self, broker: Broker, directory: Path) -> None:
+    def __init__(self, broker: Broker, directory: Path, store: str = "") -> None:
+        self.store = store
         self.broker = broker
         self.directory = directory
         self.processes: dict[str, asyncio.subprocess.Process] = {}
@@ -43,6 +44,7 @@ class Deployment:
             "HTTP_PORT": str(self.http_port),
             "DATA": str(self.directory / "coordinator"),
             "FLEET": "test",
+            "STORE": self.store,
         }
         if consent:
             environment["FLEET_POLICY"] = str(fleet_policy)
@@ -105,9 +107,9 @@ class Deployment:
 
 
 @asynccontextmanager
-async def deployment(broker: Broker, directory: Path, cars: int) -> AsyncIterator[Deployment]:
+async def deployment(broker: Broker, directory: Path, cars: int, store: str = "") -> AsyncIterator[Deployment]:
     """A coordinator and cars that may all work."""
-    running = Deployment(broker, directory)
+    running = Deployment(broker, directory, store)
     try:
         await running.start_coordinator()
         for number in range(1, cars + 1):

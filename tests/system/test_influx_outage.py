@@ -1,0 +1,127 @@
+"""InfluxDB goes away in mid-run, and so does the coordinator: every acknowledged telemetry message is there."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from fleet_link import ConnectOptions, connect
+from fleet_wire.codec import TELEMETRY
+from fleet_wire.messages import Telemetry
+from fleet_wire.signals import Signals
+from fleet_wire.topics import FleetTopics, VehicleChannel
+from idlewheel.brokers import Broker
+from tests.influx import InfluxProcess, require_influxd
+from tests.system.deployment import Deployment, deployment, until
+
+CARS = ("car-a", "car-b", "car-c")
+
+
+class Publisher:
+    """Sends numbered documents for some cars as fast as the broker takes them, until it is told to stop."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._stop = asyncio.Event()
+        self.sent = 0
+
+    async def run(self) -> None:
+        session = await connect(ConnectOptions(self._broker.host, self._broker.port, "publisher"))
+        topics = [FleetTopics("test").vehicle(car, VehicleChannel.TELE) for car in CARS]
+        while not self._stop.is_set():
+            for topic in topics:
+                signals = Signals(plugged=self.sent % 7 > 2, charge_percent=self.sent % 100, battery_power_w=7000.0)
+                now_ms = time.time_ns() // 1_000_000
+                document = TELEMETRY.encode(Telemetry(1, self.sent, now_ms, snapshot=True, signals=signals))
+                await session.publish(topic, document, content_type=TELEMETRY.content_type)
+            self.sent += 1
+        await session.close()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+
+@pytest.fixture(params=["1.6.7", "1.8.10"])
+def influx(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InfluxProcess]:
+    folder = tmp_path / "influx"
+    folder.mkdir()
+    server = InfluxProcess(require_influxd(request.param), folder)
+    yield server
+    server.kill()
+
+
+@asynccontextmanager
+async def publishing(broker: Broker) -> AsyncIterator[Publisher]:
+    publisher = Publisher(broker)
+    task = asyncio.create_task(publisher.run())
+    yield publisher
+    publisher.stop()
+    await task
+
+
+def seqs(influx: InfluxProcess, car: str) -> set[int]:
+    found = influx.query(f"SELECT seq FROM vehicle_state, vehicle_state_late WHERE vehicle = '{car}'", "fleet")
+    return {int(row[1]) for series in found for row in series["values"]}  # type: ignore[attr-defined]
+
+
+def counter(running: Deployment, name: str) -> int:
+    return running.client.health().counters.get(name, 0)
+
+
+async def until_everything_is_there(running: Deployment, influx: InfluxProcess, publisher: Publisher) -> None:
+    def there() -> bool:
+        return all(seqs(influx, car) >= set(range(publisher.sent)) for car in CARS)
+
+    await until(there, f"{publisher.sent} documents of each car are in the server")
+    await until(lambda: not running.client.health().store, "the store has no trouble any more")
+
+
+@pytest.mark.parametrize("broker", ["mosquitto"], indirect=True)
+async def test_influxdb_killed_and_started_again(broker: Broker, influx: InfluxProcess, tmp_path: Path) -> None:
+    influx.start()
+    async with deployment(broker, tmp_path, cars=1, store=influx.url("fleet")) as running:
+        async with publishing(broker) as publisher:
+            await until(lambda: counter(running, "store_lines_written") > 300, "documents are in the server")
+            influx.kill()
+            await until(lambda: counter(running, "store_lines_spilled") > 300, "documents are on disk")
+            assert "kept on disk" in running.client.health().store
+            assert running.client.health().vehicles_eligible == 1  # the car can work on
+            sent = publisher.sent
+            influx.start()
+            await until(lambda: publisher.sent > sent + 100, "more documents come")
+            await until(lambda: counter(running, "store_lines_replayed") > 300, "documents are written from the disk")
+        await until_everything_is_there(running, influx, publisher)
+        assert not [name for name in running.client.health().counters if "refused" in name]
+
+
+@pytest.mark.parametrize("broker", ["mosquitto"], indirect=True)
+async def test_coordinator_killed_while_the_server_is_away(
+    broker: Broker, influx: InfluxProcess, tmp_path: Path
+) -> None:
+    async with deployment(broker, tmp_path, cars=0, store=influx.url("fleet")) as running:  # the server never was there
+        async with publishing(broker) as publisher:
+            for _ in range(2):
+                await until(lambda: counter(running, "store_lines_spilled") > 300, "documents are on disk")
+                await running.kill("coordinator")
+                await running.start_coordinator()
+        influx.start()
+        await until_everything_is_there(running, influx, publisher)
+
+
+@pytest.mark.parametrize("broker", ["mosquitto"], indirect=True)
+async def test_a_coordinator_knows_its_fleet_from_influxdb(
+    broker: Broker, influx: InfluxProcess, tmp_path: Path
+) -> None:
+    influx.start()
+    async with deployment(broker, tmp_path, cars=0, store=influx.url("fleet")) as running:
+        async with publishing(broker) as publisher:
+            await until(lambda: publisher.sent > 20, "cars have sent")
+        await until_everything_is_there(running, influx, publisher)
+        await running.stop("coordinator")
+        await running.start_coordinator()
+        await until(
+            lambda: {view.id for view in running.client.vehicles()} == set(CARS), "the cars of before are known again"
+        )
