@@ -167,6 +167,21 @@ class Link:
             attempt += 1
 
     async def _serve(self, session: Session) -> None:
+        # While we are introduced we listen: a broker that kept our session first sends what it kept, and when that is
+        # more than the inbox holds, the answer to our subscription stands behind it.
+        introduction = asyncio.create_task(self._introduce(session), name="introduction")
+        try:
+            while True:
+                await self._take(session, await session.receive())
+                await self._brain.room()
+        finally:
+            introduction.cancel()
+            self.connected.clear()
+            self._dispatch.session = None
+            await session.close(with_will=True)
+
+    async def _introduce(self, session: Session) -> None:
+        """Subscribe and say that we are here; a broker that refuses is left."""
         try:
             await session.subscribe(
                 [
@@ -177,15 +192,14 @@ class Link:
                 ]
             )
             await session.publish(*self._presence(online=True), retain=True, content_type=COORDINATOR.content_type)
+        except LinkLost:
+            return  # which is told to whoever listens, too
+        except LinkError:
+            self._counters["connect_failed"] += 1
+            session.abort()
+        else:
             self._dispatch.session = session
             self.connected.set()
-            while True:
-                await self._take(session, await session.receive())
-                await self._brain.room()
-        finally:
-            self.connected.clear()
-            self._dispatch.session = None
-            await session.close(with_will=True)
 
     async def _take(self, session: Session, messages: Sequence[Message]) -> None:
         batch = self._ingest.sort(messages, wall_clock_ms())
