@@ -5,6 +5,7 @@ Keeps the books of jobs, leases and backlog as it goes; whose turn it is, the sc
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from math import ceil, isnan
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,14 +45,16 @@ class Tools:
 class Queue:
     """The cars that have room for jobs of one kind, the best first, and all that may work for them, with room or not.
 
-    All before `fresh` have been given something in this pass.
+    Those that have the model come first. All before `fresh` have been given something in this pass.
     """
 
     cars: int
     _may: NDArray[np.bool_]
     _index: dict[str, int]
     _order: NDArray[np.intp]
+    _warm: NDArray[np.bool_]
     _rows: list[int] = field(default_factory=list)
+    _read: int = 0
     fresh: int = 0
 
     def __len__(self) -> int:
@@ -60,8 +63,10 @@ class Queue:
     def at(self, place: int) -> int:
         """The car at a place; read in blocks, because most passes end near the front."""
         while place >= len(self._rows):
-            begun = len(self._rows)
-            self._rows += self._order[begun : begun + _BLOCK].tolist()
+            block = slice(self._read % len(self), self._read % len(self) + _BLOCK)
+            wanted = self._warm[block] if self._read < len(self) else ~self._warm[block]
+            self._rows += self._order[block][wanted].tolist()
+            self._read += len(wanted)
         return self._rows[place]
 
     def others_left(self, failed_at: Collection[str]) -> bool:
@@ -76,6 +81,7 @@ class Turn:
 
     progress: JobProgress
     queue: Queue
+    weight: float
     place: int = 0
     lap: int = 0
     misses: int = 0
@@ -109,11 +115,9 @@ class Assignment:
     def _new_queue(self, progress: JobProgress) -> Queue:
         fleet, job = self._tools.fleet, progress.job
         allowed = job_reasons(fleet, job.terms, share_reached=share_reached(fleet, progress)) == Reason.ELIGIBLE
-        order = self._order[allowed[self._order]]
-        if len(order) > 1:
-            warm = self._tools.warm.of(job.model)[order]
-            order = np.concatenate([order[warm], order[~warm]])
-        return Queue(int(np.count_nonzero(self._eligible & allowed)), self._may & allowed, fleet.index, order)
+        order = self._order if allowed.all() else self._order[allowed[self._order]]
+        warm = self._tools.warm.of(job.model)[order]
+        return Queue(int(np.count_nonzero(self._eligible & allowed)), self._may & allowed, fleet.index, order, warm)
 
     def next_car(self, turn: Turn) -> int | None:
         """The best car for a job that nobody has given anything in this pass; then, in further laps, any with room."""
@@ -167,58 +171,88 @@ class Assignment:
         held_ms = begun_ms = float(column["backlog_ms"][row])
         stay_ms = float(column["stay_ms"][row])
         room = int(column["slots"][row]) - int(column["leases"][row])
+        fixed = job.terms.chunk_rows
         may_see = job.rows
         if capped(progress):
             may_see = share_cap(job.rows, job.terms.vehicle_share) - progress.seen.get(vehicle, 0)
+        free, cars = max(1, progress.rows_free), turn.queue.cars
+        spend_ms = min(spend_ms, backlog_ms(row_ms=row_ms, rows_free=free, cars=cars, limits=sizing) - begun_ms)
+        taken: list[Range] = []
+        expected_ms = row_ms
         while progress.free and room > 0 and held_ms - begun_ms < spend_ms:
-            free, cars = max(1, progress.rows_free), turn.queue.cars
-            if held_ms >= backlog_ms(row_ms=row_ms, rows_free=free, cars=cars, limits=sizing):
-                break
-            wanted = chunk_rows(
-                row_ms=row_ms,
-                row_bytes=job.row_bytes,
-                rows_free=free,
-                cars=cars,
-                fixed_rows=job.terms.chunk_rows,
-                batch_rows=tools.models[job.model].batch_rows,
-                limits=sizing,
+            wanted = (
+                min(fixed, progress.rows_free)
+                if fixed
+                else chunk_rows(
+                    row_ms=row_ms,
+                    row_bytes=job.row_bytes,
+                    rows_free=max(1, progress.rows_free),
+                    cars=cars,
+                    fixed_rows=None,
+                    batch_rows=tools.models[job.model].batch_rows,
+                    limits=sizing,
+                )
             )
             wanted = min(wanted, may_see, rows_in(stay_ms - held_ms, row_ms, idle=not held_ms))
-            taken = progress.take(vehicle, wanted, turn.queue.others_left) if wanted > 0 else None
-            if taken is None:
+            if wanted <= 0:
                 break
-            rows = taken[1] - taken[0]
-            expected_ms = sizing.backlog_ms / wanted if row_ms is None else row_ms
+            if expected_ms is None:  # not measured yet: the first chunk is a probe, and all that the car gets
+                expected_ms = sizing.backlog_ms / wanted
+            count = 1
+            if fixed and may_see == job.rows and isnan(stay_ms):  # all chunks are alike
+                count = min(room, ceil((spend_ms - held_ms + begun_ms) / max(expected_ms * wanted, 1e-6)))
+            chunks = progress.take(vehicle, wanted, turn.queue.others_left, count)
+            if not chunks:
+                break
+            rows = sum(stop - start for start, stop in chunks)
             held_ms += expected_ms * rows
             may_see -= rows
-            room -= 1
-            self.grant(row, progress, taken, expected_ms)
+            room -= len(chunks)
+            taken += chunks
         turn.place += 1
-        if held_ms > begun_ms:
-            turn.given = True
-            turn.misses = 0
-        else:
+        if expected_ms is None or not taken:
             turn.misses += 1
+            return 0.0
+        self.grant(row, progress, taken, expected_ms)
+        turn.given = True
+        turn.misses = 0
         return held_ms - begun_ms
 
-    def grant(self, row: int, progress: JobProgress, taken: Range, row_ms: float, copy_of: int | None = None) -> None:
-        """Write a lease on rows that were taken, or on a copy of leased ones."""
-        fleet, sizing = self._tools.fleet, self._tools.sizing
-        work_ms = row_ms * (taken[1] - taken[0])
-        ends_ms = float(fleet.column["backlog_ms"][row]) + work_ms
-        deadline_ms = self._now_ms + int(lease_ms(ends_ms, sizing))
-        job, epoch = progress.job.id, int(fleet.column["epoch"][row])
+    def grant(
+        self,
+        row: int,
+        progress: JobProgress,
+        taken: Sequence[Range],
+        row_ms: float,
+        copy_of: int | None = None,
+    ) -> None:
+        """Write leases on rows that were taken, or on a copy of leased ones."""
+        fleet, sizing, now_ms = self._tools.fleet, self._tools.sizing, self._now_ms
+        vehicle, job = fleet.ids[row], progress.job.id
+        begun_ms = ends_ms = float(fleet.column["backlog_ms"][row])
+        epoch = int(fleet.column["epoch"][row])
         promise = self._promises.get(row)
         if promise is None:
-            promise = self._promises[row] = self._tools.prices.promise(row, self._now_ms)
-        record = LeaseRecord(
-            job, progress.next_chunk, *taken, fleet.ids[row], epoch, self._now_ms, deadline_ms, *promise, copy_of
-        )
-        progress.grant(record, row_ms, self._now_ms + ends_ms)
-        self._tools.leases.hold(record, work_ms, deadline_ms)
-        self._tools.leases.totals.leases_granted += 1
+            promise = self._promises[row] = self._tools.prices.promise(row, now_ms)
+        granted: list[LeaseRecord] = []
+        expected_ms: list[float] = []
+        chunk = progress.next_chunk
+        for start, stop in taken:
+            ends_ms += row_ms * (stop - start)
+            deadline_ms = now_ms + int(lease_ms(ends_ms, sizing))
+            record = LeaseRecord(job, chunk, start, stop, vehicle, epoch, now_ms, deadline_ms, *promise, copy_of)
+            granted.append(record)
+            expected_ms.append(now_ms + ends_ms)
+            chunk += 1
+        progress.grant(granted, row_ms, expected_ms)
+        self._tools.leases.hold(row, granted, ends_ms - begun_ms)
+        self._tools.leases.totals.leases_granted += len(granted)
         self._touched.add(row)
-        self._granted.setdefault((row, job), []).append(record)
+        before = self._granted.get((row, job))
+        if before is None:
+            self._granted[row, job] = granted
+        else:
+            before += granted
 
     def commands(self, jobs: dict[str, JobProgress]) -> list[Command]:
         """What is to be written and sent."""

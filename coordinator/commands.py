@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import msgspec
+
 from coordinator.model import (
     AcceptedRows,
     FailedRow,
@@ -68,15 +70,13 @@ class EndJob:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GrantLease:
+class GrantLease(msgspec.Struct, frozen=True, gc=False):
     """Keep a lease before its task is sent."""
 
     lease: LeaseRecord
 
 
-@dataclass(frozen=True, slots=True)
-class EndLease:
+class EndLease(msgspec.Struct, frozen=True, gc=False):
     """A lease is over. `rows_back` of its rows were not computed and will be leased again."""
 
     job: str
@@ -112,8 +112,7 @@ class KeepConduct:
 LedgerWrite = AddModel | AddJob | AddConsent | EndJob | GrantLease | EndLease | AddRows | AddFailedRow | KeepConduct
 
 
-@dataclass(frozen=True, slots=True)
-class SendTask:
+class SendTask(msgspec.Struct, frozen=True):
     """Send leases on chunks of one job to a vehicle; their inputs are read when the task is made."""
 
     vehicle: str

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from zoneinfo import ZoneInfo
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -149,10 +150,9 @@ class Core:
             progress.pay_micro, progress.rests = kept.pay_micro, dict(kept.rests)
             self.jobs[kept.job.id] = progress
             for record in kept.leases:
-                granted_ms, deadline_ms = record.granted_ms, record.deadline_ms
-                self._leases.hold(
-                    record, 0.0, restored_deadline_ms(granted_ms, deadline_ms, now_ms, self.policy.sizing)
-                )
+                deadline_ms = restored_deadline_ms(record.granted_ms, record.deadline_ms, now_ms, self.policy.sizing)
+                held = msgspec.structs.replace(record, deadline_ms=deadline_ms)
+                self._leases.hold(self.fleet.row(record.vehicle), [held], 0.0)
 
     def find(self, job: str) -> tuple[Job, Model] | None:
         """A running job and its model; None when the job has ended or never was."""
@@ -196,6 +196,7 @@ class Core:
                 return [AddModel(model)]
             case JobSubmitted(job):
                 self.jobs[job.id] = JobProgress.fresh(job)
+                self._warm.prepare(job.model, {progress.job.model for progress in self.jobs.values()})
                 return [AddJob(job)]
             case JobCancelled(job_id):
                 return self._end_job(job_id, JobState.CANCELLED, None, now_ms)
@@ -336,7 +337,6 @@ class Core:
             commands.append(EndLease(job, chunk, LeaseEnd.CANCELLED, 0, now_ms))
         commands.append(EndJob(job, state, now_ms, error))
         self.counters[f"job_{state.value}"] += 1
-        self._warm.keep_only({other.job.model for other in self.jobs.values()})
         return commands + [SendControl(vehicle, Cancel(job)) for vehicle in left]
 
     def _tick(self, now_ms: int) -> list[Command]:

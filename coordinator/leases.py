@@ -1,7 +1,7 @@
 """Who holds which chunks, how much work that is, and when it runs out. Keeps the books; never decides who gets work."""
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from coordinator.commands import Command, EndLease
@@ -25,13 +25,15 @@ class Leases:
     totals: Totals
     _deadlines: list[tuple[int, str, int]] = field(default_factory=list)
 
-    def hold(self, record: LeaseRecord, work_ms: float, deadline_ms: int) -> None:
-        """A car has a chunk now."""
-        row = self.fleet.row(record.vehicle)
-        self.fleet.held[row].setdefault(record.job, set()).add(record.chunk)
-        self.fleet.column["leases"][row] += 1
+    def hold(self, row: int, records: Sequence[LeaseRecord], work_ms: float) -> None:
+        """A car has chunks of one job now, which are so much work together."""
+        job = records[0].job
+        held = self.fleet.held[row].setdefault(job, set())
+        for record in records:
+            held.add(record.chunk)
+            heapq.heappush(self._deadlines, (record.deadline_ms, job, record.chunk))
+        self.fleet.column["leases"][row] += len(records)
         self.fleet.column["backlog_ms"][row] += work_ms
-        heapq.heappush(self._deadlines, (deadline_ms, record.job, record.chunk))
 
     def end(self, lease: OpenLease, end: LeaseEnd) -> None:
         """A lease is over of which no row is left to compute."""

@@ -59,8 +59,7 @@ class Job:
     trace: TraceContext | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseRecord:
+class LeaseRecord(msgspec.Struct, frozen=True, gc=False):
     """A chunk of a job (rows `start` to `stop`, excluded) given to a vehicle until `deadline_ms`.
 
     What it promised when it was granted stays with it: the owner's consent it relies on, the tariff that is refunded,

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from math import isnan
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -50,6 +51,7 @@ class Prices:
         """What a lease for a vehicle relies on and promises; where energy costs less than nothing, no refund."""
         if now_ms not in self._month:
             self._month = month_of(now_ms, self.zone)
-        consent, price = (self.fleet.column[name][row] for name in ("consent_version", "energy_micro_per_kwh"))
-        tariff = 0 if np.isnan(price) else max(0, int(price))
-        return int(consent), tariff, self.terms.compute_micro_per_h, self._month.number
+        price = float(self.fleet.column["energy_micro_per_kwh"][row])
+        tariff = 0 if isnan(price) else max(0, int(price))
+        consent = int(self.fleet.column["consent_version"][row])
+        return consent, tariff, self.terms.compute_micro_per_h, self._month.number

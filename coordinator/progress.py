@@ -6,9 +6,10 @@ car's lease by then: they count as done at once, and what comes after is a dupli
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,8 +22,7 @@ Range = tuple[int, int]
 OthersLeft = Callable[[Collection[str]], bool]
 
 
-@dataclass(slots=True)
-class OpenLease:
+class OpenLease(msgspec.Struct, gc=False):
     """A lease in force; `row_ms` is what a row was expected to take, `expected_ms` when all should be computed.
 
     `copy` is the chunk of the open lease that repeats rows of this one elsewhere, `original` the one that this repeats.
@@ -116,25 +116,38 @@ class JobProgress:
         """Rows that are still to be computed."""
         return self.job.rows - self.rows_done - len(self.failed)
 
-    def take(self, vehicle: str, rows: int, others_left: OthersLeft) -> Range | None:
-        """Remove up to `rows` adjacent free rows and return them, or None.
+    def take(self, vehicle: str, rows: int, others_left: OthersLeft, count: int = 1) -> list[Range]:
+        """Remove up to `count` chunks of up to `rows` adjacent free rows and return them.
 
         Rows that have failed at this vehicle before are left to the others, while `others_left` says that some car
         may work that is not among those where they failed.
         """
+        if self.suspects or self._settled_in_free:
+            found = (self._take_carefully(vehicle, rows, others_left) for _ in range(count))
+            return [chunk for chunk in found if chunk is not None]
+        taken: list[Range] = []
+        while self.free and len(taken) < count:
+            start, stop = self.free.popleft()
+            end = min(stop, start + rows * (count - len(taken)))
+            taken += [(first, min(first + rows, end)) for first in range(start, end, rows)]
+            self.rows_free -= end - start
+            if end < stop:
+                self.free.appendleft((end, stop))
+        return taken
+
+    def _take_carefully(self, vehicle: str, rows: int, others_left: OthersLeft) -> Range | None:
+        """One chunk, where free rows may have failed or been settled."""
         passed_over: list[Range] = []
         taken: Range | None = None
         while self.free and taken is None:
             start, stop = self.free.popleft()
-            if self._settled_in_free and self.settled[start]:
-                late = _leading(self.settled[start:stop])  # came after they had been freed
+            if self.settled[start]:  # came late, after they had been freed
+                late = _leading(self.settled[start:stop])
                 start += late
                 self.rows_free -= late
                 if start == stop:
                     continue
-            run = min(rows, stop - start)
-            if self._settled_in_free:
-                run = _leading(~self.settled[start : start + run])
+            run = _leading(~self.settled[start : min(stop, start + rows)])
             if self.suspects:
                 run = self._unsuspected(start, run)
             if start + run < stop:
@@ -155,21 +168,24 @@ class JobProgress:
             return 1
         return min((row for row in self.suspects if start < row < start + run), default=start + run) - start
 
-    def grant(self, record: LeaseRecord, row_ms: float, expected_ms: float) -> None:
-        """Put taken rows under a lease, or leased rows under a copy."""
-        self._open(record, row_ms, expected_ms)
-        self.next_chunk = max(self.next_chunk, record.chunk + 1)
-        rows = record.stop - record.start
-        self.seen[record.vehicle] = self.seen.get(record.vehicle, 0) + rows
-        if record.copy_of is not None:
-            self.rows_copied += rows
+    def grant(self, records: Sequence[LeaseRecord], row_ms: float, expected_ms: Sequence[float]) -> None:
+        """Put taken rows under leases of one vehicle, or leased rows under a copy."""
+        rows = 0
+        for record, ends_ms in zip(records, expected_ms, strict=True):
+            self._open(record, row_ms, ends_ms)
+            rows += record.stop - record.start
+            if record.copy_of is not None:
+                self.rows_copied += record.stop - record.start
+        vehicle = records[0].vehicle
+        self.seen[vehicle] = self.seen.get(vehicle, 0) + rows
+        self.next_chunk = max(self.next_chunk, records[-1].chunk + 1)
 
     def _open(self, record: LeaseRecord, row_ms: float, expected_ms: float) -> None:
         lease = self.leases[record.chunk] = OpenLease(record, row_ms, expected_ms)
         self.granted[record.chunk] = record
         original = None if record.copy_of is None else self.leases.get(record.copy_of)
         if original is None:
-            self.rows_leased += lease.rows
+            self.rows_leased += record.stop - record.start
         else:
             lease.original, original.copy = original.record.chunk, record.chunk
 

@@ -102,7 +102,7 @@ class Scheduler:
             account, queue = self._account(progress, now_ms), work.queue(progress)
             if len(queue):
                 entry = self._entry(progress, account, queue, weights, now_ms)
-                turns.append((*entry, Turn(progress, queue), account))
+                turns.append((*entry, Turn(progress, queue, self.weight(progress)), account))
             else:  # what it could not have used is not owed to it
                 account.virtual_ms = max(account.virtual_ms, self._virtual_ms)
         heapq.heapify(turns)
@@ -111,7 +111,7 @@ class Scheduler:
             given_ms = self._serve(work, turn, self.tools.sizing.chunk_ms if turns else inf)
             if given_ms:
                 self._virtual_ms = max(self._virtual_ms, account.virtual_ms)
-                account.virtual_ms += given_ms / self.weight(turn.progress)
+                account.virtual_ms += given_ms / turn.weight
                 account.served_ms = now_ms
                 if turn.progress.free:
                     entry = self._entry(turn.progress, account, turn.queue, weights, now_ms)
@@ -181,7 +181,7 @@ class Scheduler:
             copy_ms, row = min((self._copy_ms(row, progress, rows), row) for row in candidates)
             if copy_gains(copy_ms=copy_ms, left_ms=left_ms, limits=self.limits):
                 idle.remove(row)
-                work.grant(row, progress, taken, copy_ms / rows, copy_of=chunk)
+                work.grant(row, progress, [taken], copy_ms / rows, copy_of=chunk)
                 self.counters["rows_copied"] += rows
 
     def _worth_a_copy(self, progress: JobProgress, chunk: int) -> Range:

@@ -10,6 +10,8 @@ from coordinator.fleet_view import FleetView
 
 __all__ = ["WarmModels"]
 
+_MODELS_KEPT = 64
+
 
 @dataclass(slots=True)
 class WarmModels:
@@ -22,7 +24,7 @@ class WarmModels:
         """For every known car whether it has this model; shape [vehicles]."""
         flags = self._warm.get(model)
         if flags is None:
-            flags = np.fromiter((caps is not None and model in caps.models for caps in self.fleet.caps), dtype=np.bool_)
+            flags = np.array([caps is not None and model in caps.models for caps in self.fleet.caps], dtype=np.bool_)
         if len(flags) < len(self.fleet):
             flags = np.concatenate([flags, np.zeros(len(self.fleet.unwilling) - len(flags), dtype=np.bool_)])
         self._warm[model] = flags
@@ -42,6 +44,8 @@ class WarmModels:
         for model in self._warm:
             self.of(model)[row] = caps is not None and model in caps.models
 
-    def keep_only(self, models: Container[str]) -> None:
-        """Forget models that no job needs."""
-        self._warm = {model: flags for model, flags in self._warm.items() if model in models}
+    def prepare(self, model: str, needed: Container[str]) -> None:
+        """Look once through all caps, so that no pass has to; of models that no job needs, only some are kept."""
+        if len(self._warm) >= _MODELS_KEPT:
+            self._warm = {model: flags for model, flags in self._warm.items() if model in needed}
+        self.of(model)

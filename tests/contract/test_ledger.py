@@ -10,6 +10,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -197,7 +198,7 @@ def test_a_lease_may_be_granted_and_ended_in_one_round(ledger: Ledger) -> None:
 
 
 def test_copies_and_rows_that_were_given_up_are_remembered(ledger: Ledger) -> None:
-    copy = replace(lease(1, 5, 10, "v2"), copy_of=0)
+    copy = msgspec.structs.replace(lease(1, 5, 10, "v2"), copy_of=0)
     bad = FailedRow(12, 3, "division by zero")
     ledger.commit([AddJob(JOB), GrantLease(lease(0, 0, 10)), GrantLease(copy), AddFailedRow(JOB.id, bad)])
     assert ledger.load().running == (
