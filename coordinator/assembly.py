@@ -20,7 +20,7 @@ def decode_payload(payload: bytes) -> dict[str, Array]:
 
 
 def assemble(parts: Iterable[tuple[Iterable[Piece], dict[str, Array]]], rows: int) -> dict[str, Array]:
-    """Put parts together into outputs of `rows` rows each.
+    """Put parts together into outputs of `rows` rows each; rows that are in no part are NaN, or zero or empty.
 
     Raises Rejected("ragged_outputs") when an axis that the model leaves open came out with different lengths.
     """
@@ -28,7 +28,7 @@ def assemble(parts: Iterable[tuple[Iterable[Piece], dict[str, Array]]], rows: in
     for pieces, outputs in parts:
         for name, output in outputs.items():
             if name not in whole:
-                whole[name] = np.empty((rows, *output.shape[1:]), dtype=output.dtype)
+                whole[name] = _blank((rows, *output.shape[1:]), output)
             elif whole[name].shape[1:] != output.shape[1:]:
                 raise Rejected(
                     "ragged_outputs",
@@ -38,3 +38,10 @@ def assemble(parts: Iterable[tuple[Iterable[Piece], dict[str, Array]]], rows: in
             for piece in pieces:
                 whole[name][piece.start : piece.stop] = output[piece.offset : piece.offset + piece.stop - piece.start]
     return whole
+
+
+def _blank(shape: tuple[int, ...], like: Array) -> Array:
+    """What rows are that are not there."""
+    if like.dtype.kind == "O":
+        return np.full(shape, "", dtype=object)
+    return np.full(shape, np.nan if np.issubdtype(like.dtype, np.inexact) else 0, dtype=like.dtype)

@@ -109,7 +109,7 @@ class Core:
     _warm: WarmModels = field(init=False)
     _conduct: Conduct = field(init=False)
     _consents: Consents = field(init=False)
-    _scheduler: Scheduler = field(init=False)
+    scheduler: Scheduler = field(init=False)
     _faults: Faults = field(init=False)
     _reasons: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
     _reasons_ms: int = -1
@@ -124,10 +124,10 @@ class Core:
         self._warm = WarmModels(self.fleet)
         tools = Tools(policy.sizing, self.fleet, self.models, self._leases, self.speeds, self._warm, self.prices)
         self._consents = Consents(policy.fleet_policy, policy.policy_every_ms, self.fleet, self._leases, self.refusals)
-        self._scheduler = Scheduler(
+        self.scheduler = Scheduler(
             policy.scheduling, policy.quarantine, policy.back_off_ms, tools, self.jobs, self.counters
         )
-        self._faults = Faults(self._leases, self._conduct, self._scheduler.rest, self.refusals, self.counters)
+        self._faults = Faults(self._leases, self._conduct, self.scheduler.rest, self.refusals, self.counters)
 
     def restore(self, snapshot: LedgerSnapshot, now_ms: int) -> None:
         """Go on from what the ledger remembers. To be called once, before any event."""
@@ -188,7 +188,7 @@ class Core:
             case RowsFailed(vehicle, failure):
                 return self._rows_failed(vehicle, failure.job, failure.spans, failure.error, now_ms)
             case TaskUndelivered(vehicle, job, chunks):
-                self._scheduler.rest(vehicle, now_ms)
+                self.scheduler.rest(vehicle, now_ms)
                 self.counters["task_undelivered"] += 1
                 return self._leases.release(job, chunks, LeaseEnd.LOST, now_ms)
             case ModelAdded(model):
@@ -246,7 +246,7 @@ class Core:
         held = self.fleet.held[row].get(refusal.job, set())
         chunks = held.intersection(refusal.chunks) if refusal.chunks else set(held)
         if refusal.reason is not RefusalReason.LEAVING:
-            self._scheduler.rest(event.vehicle, now_ms)
+            self.scheduler.rest(event.vehicle, now_ms)
         if refusal.reason is RefusalReason.DRAINING:
             self.fleet.column["draining"][row] = True
             self._reasons_ms = -1
@@ -309,7 +309,7 @@ class Core:
         progress = self.jobs.get(job)
         if progress is None:
             return []
-        others_left = self._scheduler.others_left(progress, self.reasons(now_ms))
+        others_left = self.scheduler.others_left(progress, self.reasons(now_ms))
         commands = self._faults.rows_failed(vehicle, progress, spans, error, others_left, now_ms)
         return commands + self._end_if_finished(progress, now_ms)
 
@@ -343,7 +343,7 @@ class Core:
         commands: list[Command] = []
         overdue = self._leases.run_out(now_ms)
         for vehicle in dict.fromkeys(record.vehicle for record in overdue):
-            self._scheduler.rest(vehicle, now_ms)
+            self.scheduler.rest(vehicle, now_ms)
             commands += self._conduct.strike(vehicle, now_ms)
         for record in overdue:
             self.counters["lease_expired"] += 1
@@ -396,6 +396,6 @@ class Core:
 
     def assign(self, now_ms: int) -> list[Command]:
         """Give free rows to cars that may work and run low on it. To be called once after each round of events."""
-        if not self._scheduler.has_work(now_ms):
+        if not self.scheduler.has_work(now_ms):
             return []
-        return self._scheduler.assign(self.reasons(now_ms), now_ms)
+        return self.scheduler.assign(self.reasons(now_ms), now_ms)

@@ -12,6 +12,7 @@ from coordinator.brain import Brain, wall_clock_ms
 from coordinator.core import Core
 from coordinator.errors import Rejected, ResourceMissing
 from coordinator.events import JobCancelled, JobSubmitted, ModelAdded, PolicySet
+from coordinator.explain import explain_job
 from coordinator.model import AcceptedRows, Job, JobState, Model
 from coordinator.policy_drafts import checked_policy
 from coordinator.ports import BlobStore, InputReader, Ledger, ModelInspector, ReceiptFilter, StoreStatus
@@ -20,7 +21,9 @@ from coordinator.rules.fit import input_fault
 from coordinator.views import job_view, vehicle_view, vehicle_views
 from fleet_link import Tracer
 from fleet_wire.api import (
+    FailedRowView,
     HealthView,
+    JobExplanation,
     JobRequest,
     JobView,
     ModelView,
@@ -200,10 +203,13 @@ class CoordinatorDesk:
                 return
             await self._brain.changed(job)
 
-    async def result(self, job: str) -> AsyncIterator[bytes]:
-        """The bundle of all output rows in order. Raises Rejected("not_done"), ResourceMissing at the first piece."""
+    async def result(self, job: str, *, partial: bool = False) -> AsyncIterator[bytes]:
+        """The bundle of all output rows in order; `partial`: also when some are missing, with NaN or zeros for them.
+
+        Raises Rejected("not_done"), ResourceMissing at the first piece.
+        """
         view = await self.job(job)
-        if view.state != JobState.DONE.value:
+        if view.state != JobState.DONE.value and not (partial and view.rows_done):
             raise Rejected("not_done", f"job {job} is {view.state}: {view.rows_done} of {view.rows} rows are there")
         parts = []
         after = 0
@@ -235,6 +241,20 @@ class CoordinatorDesk:
     async def receipts(self, only: ReceiptFilter, after: tuple[str, int]) -> list[ReceiptView]:
         """A page of receipts of jobs and chunks behind `after`; empty after the last."""
         return await self._brain.with_ledger(self._ledger.receipts, only, after, _PAGE_RECEIPTS)
+
+    async def failures(self, job: str) -> list[FailedRowView]:
+        """Rows that were given up. Raises ResourceMissing."""
+        await self.job(job)
+        rows = await self._brain.with_ledger(self._ledger.failed_rows, job)
+        return [FailedRowView(row.row, row.attempts, row.error) for row in rows]
+
+    async def explain(self, job: str) -> JobExplanation:
+        """Why a running job stands where it stands. Raises Rejected("not_running"), ResourceMissing."""
+        progress = self._core.jobs.get(job)
+        if progress is None:
+            view = await self.job(job)
+            raise Rejected("not_running", f"job {job} is {view.state}, so it waits for nothing")
+        return explain_job(self._core, progress, wall_clock_ms())
 
     def health(self) -> HealthView:
         """Whether all is well, and the counters."""

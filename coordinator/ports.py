@@ -10,7 +10,9 @@ from coordinator.metrics import MetricPoint
 from coordinator.model import AcceptedRows, FailedRow, Job, LeaseRecord, Model, Rest, VehicleConduct
 from fleet_wire.api import (
     BlobView,
+    FailedRowView,
     HealthView,
+    JobExplanation,
     JobRequest,
     JobView,
     ModelView,
@@ -285,8 +287,17 @@ class Desk(Protocol):
     def rows(self, job: str, after: int) -> AsyncIterator[RowsFrame]:
         """Accepted rows since the cursor, then those to come, until the job ends. Raises ResourceMissing."""
 
-    def result(self, job: str) -> AsyncIterator[bytes]:
-        """The bundle of all output rows in order. Raises Rejected("not_done"), ResourceMissing at the first piece."""
+    def result(self, job: str, *, partial: bool = False) -> AsyncIterator[bytes]:
+        """The bundle of all output rows in order; `partial`: also when some are missing, with NaN or zeros for them.
+
+        Raises Rejected("not_done"), ResourceMissing at the first piece.
+        """
+
+    async def failures(self, job: str) -> list[FailedRowView]:
+        """Rows that were given up. Raises ResourceMissing."""
+
+    async def explain(self, job: str) -> JobExplanation:
+        """Why a running job stands where it stands. Raises Rejected("not_running"), ResourceMissing."""
 
     async def input_rows(self, job: str, start: int, stop: int) -> bytes:
         """The bundle of these input rows. Raises ResourceMissing."""

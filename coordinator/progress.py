@@ -18,6 +18,8 @@ from fleet_wire.messages import Span
 
 __all__ = ["Charge", "JobProgress", "OpenLease", "OthersLeft", "Range"]
 
+_MOST_CHARGES = 255
+
 Range = tuple[int, int]
 OthersLeft = Callable[[Collection[str]], bool]
 
@@ -119,8 +121,8 @@ class JobProgress:
     def take(self, vehicle: str, rows: int, others_left: OthersLeft, count: int = 1) -> list[Range]:
         """Remove up to `count` chunks of up to `rows` adjacent free rows and return them.
 
-        Rows that have failed at this vehicle before are left to the others, while `others_left` says that some car
-        may work that is not among those where they failed.
+        Rows that have failed at this vehicle before, or by themselves, are left to the others, while `others_left` says
+        that some car may work that is not among those where they failed so.
         """
         if self.suspects or self._settled_in_free:
             found = (self._take_carefully(vehicle, rows, others_left) for _ in range(count))
@@ -152,8 +154,8 @@ class JobProgress:
                 run = self._unsuspected(start, run)
             if start + run < stop:
                 self.free.appendleft((start + run, stop))
-            failed_at = self.suspects.get(start, ())
-            if vehicle in failed_at and others_left(failed_at):
+            tried = (self.suspects.get(start, ()), self.alone.get(start, ()))
+            if any(vehicle in failed_at and others_left(failed_at) for failed_at in tried):
                 passed_over.append((start, start + run))
             else:
                 taken = (start, start + run)
@@ -266,7 +268,7 @@ class JobProgress:
         for row in missing:
             self.suspects.setdefault(row, []).append(vehicle)
         if missing:
-            self.charges.append(Charge(vehicle, span.start, span.stop))
+            self.charges = [*self.charges[-_MOST_CHARGES:], Charge(vehicle, span.start, span.stop)]
         if span.stop - span.start == 1 and missing:
             self.alone.setdefault(span.start, []).append(vehicle)
 

@@ -34,6 +34,7 @@ def job_view(core: Core, progress: JobProgress, now_ms: int) -> JobView:
         vehicles=len(progress.rests),
         waiting_for=_waiting_for(core, progress, now_ms),
         estimate_s=_estimate_s(core, progress, now_ms),
+        rows_failed=len(progress.failed),
     )
 
 
@@ -105,4 +106,4 @@ def _estimate_s(core: Core, progress: JobProgress, now_ms: int) -> float | None:
     cars = int(np.count_nonzero(core.reasons(now_ms) == Reason.ELIGIBLE))
     if row_ms is None or not cars:
         return None
-    return (progress.job.rows - progress.rows_done) * row_ms / cars / 1000
+    return progress.rows_left * row_ms / cars / 1000

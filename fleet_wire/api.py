@@ -7,7 +7,9 @@ POST   /v1/jobs                       JobRequest -> JobView
 GET    /v1/jobs, /v1/jobs/{job}       JobView
 DELETE /v1/jobs/{job}                 cancels -> JobView
 GET    /v1/jobs/{job}/rows?after=N    frames as rows are accepted: uint32 length (little-endian), RowsFrame
-GET    /v1/jobs/{job}/result          the bundle of all rows in order
+GET    /v1/jobs/{job}/result          the bundle of all rows in order; with ?partial=1 what is there of them
+GET    /v1/jobs/{job}/failures        FailedRowView of every row that was given up
+GET    /v1/jobs/{job}/why             JobExplanation, while it runs
 GET    /v1/jobs/{job}/inputs/{start}-{stop}   the bundle of these input rows (for vehicles), with Range
 GET    /v1/vehicles, /v1/vehicles/{vehicle}   VehicleView
 GET    /v1/vehicles/{vehicle}/policy          PolicyView
@@ -30,7 +32,9 @@ from fleet_wire.tensors import Tensor
 
 __all__ = [
     "BlobView",
+    "FailedRowView",
     "HealthView",
+    "JobExplanation",
     "JobRequest",
     "JobTerms",
     "JobView",
@@ -132,6 +136,34 @@ class JobView(Struct, frozen=True):
     waiting_for: str | None = None
     estimate_s: float | None = None
     rows_failed: int = 0
+
+
+class FailedRowView(Struct, frozen=True):
+    """A row that was given up after it failed `attempts` times by itself, the last time with `error`."""
+
+    row: int
+    attempts: int
+    error: str
+
+
+class JobExplanation(Struct, frozen=True):
+    """Why a running job stands where it stands.
+
+    `cars` counts vehicles by the first reason why they get nothing of this job; those that may work for it are `busy`,
+    `resting` after a refusal, or `ready`. `advice` says what would have to change. `share` is its part of the fleet
+    beside all `jobs_waiting` (itself included), None when no row waits. `rows_copied` rows were given to a second car
+    because they were late, and `copies_left` more may be.
+    """
+
+    job: JobView
+    rows_waiting: int
+    cars: dict[str, int]
+    advice: list[str]
+    jobs_waiting: int
+    share: float | None
+    rows_copied: int
+    copies_left: int
+    failed: list[FailedRowView]
 
 
 class VehicleView(Struct, frozen=True):

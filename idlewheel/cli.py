@@ -88,6 +88,9 @@ def submit(
 def result(
     job: JobId,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Where to: .npz, or .npy for one output.")],
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Also when rows are missing: those become NaN, zero or empty.")
+    ] = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -96,10 +99,11 @@ def result(
     \b
     Example:
       idlewheel result JOB -o out.npz
+      idlewheel result JOB -o out.npz --partial
     """
     _check_out(out)
     with _client(url) as client:
-        _fetch(client.job(job), out, as_json=as_json)
+        _fetch(client.job(job), out, as_json=as_json, partial=partial)
 
 
 @app.command()
@@ -142,6 +146,7 @@ def vehicles(as_json: Json = False, url: Url = None) -> None:
 def why(
     vehicle: Annotated[str | None, typer.Argument(metavar="VEHICLE", help="A car's id.")] = None,
     job: Annotated[str | None, typer.Option("--job", metavar="JOB", help="A job's id, instead of a car's.")] = None,
+    as_json: Json = False,
     url: Url = None,
 ) -> None:
     """Say why a car works or does not, or where a job stands.
@@ -153,13 +158,19 @@ def why(
     """
     if (vehicle is None) == (job is None):
         raise BadInput("name one car, as in `idlewheel why car-0007`, or one job, as in `idlewheel why --job JOB`")
-    from idlewheel.words import why_job, why_vehicle  # noqa: PLC0415 - loads the protocol
+    from idlewheel.words import why_job, why_running_job, why_vehicle  # noqa: PLC0415 - loads the protocol
 
     with _client(url) as client:
         if vehicle is not None:
-            _print(why_vehicle(client.vehicle(vehicle)))
+            view = client.vehicle(vehicle)
+            _print(_to_json(view) if as_json else why_vehicle(view))
         elif job is not None:
-            _print(why_job(client.job(job).status()))
+            status = client.job(job).status()
+            if status.state == "running":
+                explanation = client.job(job).why()
+                _print(_to_json(explanation) if as_json else why_running_job(explanation))
+            else:
+                _print(_to_json(status) if as_json else why_job(status))
 
 
 @app.command()
@@ -221,18 +232,22 @@ def _check_out(out: Path | None) -> None:
         check_output(out)
 
 
-def _fetch(job: "Job", out: Path, *, as_json: bool) -> None:
-    """Wait with progress on a terminal, and write the outputs."""
+def _fetch(job: "Job", out: Path, *, as_json: bool, partial: bool = False) -> None:
+    """Wait with progress on a terminal, and write the outputs; of a partial result say what is missing."""
     from idlewheel.rows_files import save_rows  # noqa: PLC0415 - numpy is slow to load
 
     try:
         view = _wait(job)
-        save_rows(out, job.result())
+        save_rows(out, job.result(partial=partial))
     except KeyboardInterrupt:
         typer.echo(f"\njob {job.id} goes on; fetch it with: idlewheel result {job.id} -o {out}", err=True)
         raise typer.Exit(_INTERRUPTED) from None
     if as_json:
         _print(_to_json(view))
+    if view.rows_done < view.rows:
+        from idlewheel.words import missing_rows  # noqa: PLC0415 - loads the protocol
+
+        typer.echo(missing_rows(view, job.failures()), err=True)
 
 
 def _wait(job: "Job") -> "JobView":

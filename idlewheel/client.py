@@ -18,7 +18,9 @@ import httpx
 import msgspec
 
 from fleet_wire.api import (
+    FailedRowView,
     HealthView,
+    JobExplanation,
     JobRequest,
     JobTerms,
     JobView,
@@ -265,24 +267,34 @@ class Job:
             time.sleep(wait_s)
             wait_s = min(wait_s * 1.5, _LONGEST_WAIT_S)
 
-    def result(self, timeout_s: float | None = None) -> dict[str, Array]:
+    def failures(self) -> list[FailedRowView]:
+        """Rows that were given up because they failed on several cars, with the errors. Raises Refused, Unreachable."""
+        return self._client._ask("GET", f"{self._path}/failures", list[FailedRowView])
+
+    def why(self) -> JobExplanation:
+        """Why it stands where it stands. Raises Refused (also when it has ended), Unreachable."""
+        return self._client._ask("GET", f"{self._path}/why", JobExplanation)
+
+    def result(self, timeout_s: float | None = None, *, partial: bool = False) -> dict[str, Array]:
         """Wait for the end, then return all outputs by name, their rows in the order of the inputs.
 
-        Raises JobFailed, TimeoutError, Refused (also when open axes came out so that there is no one array: iterate
-        instead), Unreachable.
+        With `partial` a job that failed or was cancelled gives the rows that it has; the others are NaN, zero or empty.
+        Raises JobFailed, which names rows that failed, TimeoutError, Refused (also when open axes came out so that
+        there is no one array: iterate instead, and when `partial` finds no row), Unreachable.
         """
         view = self.wait(timeout_s)
-        self._expect_done(view.state, view.error)
+        if not partial:
+            self._expect_done(view.state, view.error)
         patience = _Patience(self._client.patience_s)
         while True:
             try:
-                return self._download()
+                return self._download("?partial=1" if partial else "")
             except Unreachable as error:
                 patience.wait_after(error)
 
-    def _download(self) -> dict[str, Array]:
+    def _download(self, query: str) -> dict[str, Array]:
         data = bytearray()  # not bytes, so that the arrays can be written to
-        with self._client._exchange("GET", f"{self._path}/result") as answer:
+        with self._client._exchange("GET", f"{self._path}/result{query}") as answer:
             _check(answer, self._client.url)
             for piece in answer.iter_raw():
                 data += piece

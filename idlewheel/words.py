@@ -1,8 +1,10 @@
 """What the command line says about jobs, vehicles and health, in plain words. Pure."""
 
-from fleet_wire.api import HealthView, JobView, VehicleView
+from collections.abc import Sequence
 
-__all__ = ["counted", "health_lines", "why_job", "why_vehicle"]
+from fleet_wire.api import FailedRowView, HealthView, JobExplanation, JobView, VehicleView
+
+__all__ = ["counted", "health_lines", "missing_rows", "why_job", "why_running_job", "why_vehicle"]
 
 
 def why_vehicle(view: VehicleView) -> str:
@@ -28,6 +30,38 @@ def why_job(view: JobView) -> str:
         case _:
             waiting = f"; the rest waits: {view.waiting_for}" if view.waiting_for else ""
             return f"job {view.id} runs: {done} are done and {view.rows_leased} are with cars{waiting}"
+
+
+def why_running_job(explanation: JobExplanation) -> str:
+    """Where a running job stands, on a few lines: why rows wait, its share, copies and failures."""
+    view = explanation.job
+    lines = [
+        f"job {view.id} runs: {view.rows_done} of {counted(view.rows, 'row')} are done, "
+        f"{view.rows_leased} are with cars, {explanation.rows_waiting} wait"
+    ]
+    ready = explanation.cars.get("ready", 0)
+    if explanation.rows_waiting and ready:
+        lines.append(f"{counted(ready, 'car')} can take rows now")
+    if explanation.rows_waiting:
+        lines += [f"cars: {line}" for line in explanation.advice] or ["no car is known yet"]
+    if explanation.share is not None:
+        jobs = counted(explanation.jobs_waiting, "job")
+        lines.append(f"its share of the fleet is {explanation.share:.0%}, of {jobs} with rows that wait")
+    if view.estimate_s is not None:
+        lines.append(f"it should end in about {view.estimate_s:.0f} s")
+    lines.append(
+        f"{counted(explanation.rows_copied, 'late row')} went to a second car, {explanation.copies_left} more may"
+    )
+    lines += [f"row {row.row} was given up after {row.attempts} attempts: {row.error}" for row in explanation.failed]
+    if view.rows_failed > len(explanation.failed):
+        lines.append(f"and {view.rows_failed - len(explanation.failed)} more rows were given up")
+    return "\n".join(lines)
+
+
+def missing_rows(view: JobView, failures: Sequence[FailedRowView]) -> str:
+    """What a partial result does not have."""
+    missing = f"{view.rows - view.rows_done} of {counted(view.rows, 'row')} are missing"
+    return "\n".join([missing, *(f"row {row.row} failed: {row.error}" for row in failures)])
 
 
 def health_lines(view: HealthView) -> str:

@@ -40,7 +40,14 @@ _CURSOR: Final = re.compile(r"[A-Za-z0-9_-]{0,64}\.\d{1,15}", re.ASCII)
 _STATEMENTS_BY: Final = ("owner", "vehicle", "job", "month")
 _BINARY: Final = "application/octet-stream"
 # Every refusal that is not simply "cannot be accepted" (422).
-_STATUS: Final = {"bad_json": 400, "not_done": 409, "policy_changed": 409, "too_large": 413, "bad_range": 416}
+_STATUS: Final = {
+    "bad_json": 400,
+    "not_done": 409,
+    "not_running": 409,
+    "policy_changed": 409,
+    "too_large": 413,
+    "bad_range": 416,
+}
 _IN_FLIGHT_S: Final = 0.5
 _SHUTDOWN_S: Final = 5
 
@@ -91,6 +98,8 @@ def build_app(
             Route("/v1/jobs/{job}", api.cancel, methods=["DELETE"]),
             Route("/v1/jobs/{job}/rows", api.rows, methods=["GET"]),
             Route("/v1/jobs/{job}/result", api.result, methods=["GET"]),
+            Route("/v1/jobs/{job}/failures", api.failures, methods=["GET"]),
+            Route("/v1/jobs/{job}/why", api.why, methods=["GET"]),
             Route("/v1/jobs/{job}/inputs/{span}", api.input_rows, methods=["GET"]),
             Route("/v1/vehicles", api.vehicles, methods=["GET"]),
             Route("/v1/vehicles/{vehicle}", api.vehicle, methods=["GET"]),
@@ -221,8 +230,17 @@ class _Api:
         return StreamingResponse(frames, media_type=_BINARY)
 
     async def result(self, request: Request) -> Response:
-        pieces = await _begun(self._desk.result(_identifier(request, "job")))
+        partial = request.query_params.get("partial", "0")
+        if partial not in {"0", "1"}:
+            raise Rejected("bad_query", "`partial` must be 0 or 1")
+        pieces = await _begun(self._desk.result(_identifier(request, "job"), partial=partial == "1"))
         return StreamingResponse(pieces, media_type=_BINARY)
+
+    async def failures(self, request: Request) -> Response:
+        return _json(await self._desk.failures(_identifier(request, "job")))
+
+    async def why(self, request: Request) -> Response:
+        return _json(await self._desk.explain(_identifier(request, "job")))
 
     async def input_rows(self, request: Request) -> Response:
         job = _identifier(request, "job")

@@ -287,7 +287,7 @@ def agreed(vehicle: str, version: int, owner: str) -> AddConsent:
 
 def settled(ledger: Ledger) -> list[LeaseRecord]:
     """Two cars, of which v1 was sold from ada to bob, two jobs and two months; v3's consent is not on record."""
-    old, new = lease(0, 0, 10), replace(lease(1, 10, 20), consent_version=3, month=202612)
+    old, new = lease(0, 0, 10), msgspec.structs.replace(lease(1, 10, 20), consent_version=3, month=202612)
     other, unknown = lease(0, 0, 10, "v2", "job-2"), lease(1, 10, 20, "v3", "job-2")
     ledger.commit([agreed("v1", 2, "ada"), agreed("v1", 3, "bob"), agreed("v2", 2, "ada")])
     ledger.commit([AddJob(JOB), AddJob(replace(JOB, id="job-2")), GrantLease(lease(2, 20, 30))])

@@ -17,10 +17,14 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
 from coordinator.adapters.http import HttpLimits, build_app, open_listener, serve
 from coordinator.adapters.object_blobs import ObjectBlobs
+from coordinator.assembly import assemble
 from coordinator.errors import Rejected, ResourceMissing
+from coordinator.model import Piece
 from coordinator.ports import ReceiptFilter
 from fleet_wire.api import (
+    FailedRowView,
     HealthView,
+    JobExplanation,
     JobRequest,
     JobView,
     ModelView,
@@ -31,7 +35,7 @@ from fleet_wire.api import (
     VehicleView,
 )
 from fleet_wire.bundle import decode_bundle, encode_bundle
-from fleet_wire.tensors import Array, encode_tensors
+from fleet_wire.tensors import Array, decode_tensors, encode_tensors
 from fleet_wire.trace import TraceContext
 
 _RUNTIME_ERRORS = (
@@ -205,13 +209,29 @@ class DirectDesk:
         finally:
             self.streams_open -= 1
 
-    async def result(self, job: str) -> AsyncIterator[bytes]:
+    async def result(self, job: str, *, partial: bool = False) -> AsyncIterator[bytes]:
         found = self._find(job)
-        if found.view.state != "done":
+        if found.view.state != "done" and not (partial and found.view.rows_done):
             raise Rejected("not_done", f"job {job} is {found.view.state}")
-        data = encode_bundle(found.outputs)
+        parts = [
+            ([Piece(*span) for span in frame.spans], decode_tensors(frame.outputs))
+            for frame in found.frames[: found.shown]
+        ]
+        data = encode_bundle(assemble(parts, found.view.rows))
         for start in range(0, len(data), 100):
             yield data[start : start + 100]
+
+    async def failures(self, job: str) -> list[FailedRowView]:
+        error = self._find(job).view.error
+        return [] if error is None else [FailedRowView(3, 2, error)]
+
+    async def explain(self, job: str) -> JobExplanation:
+        view = self._find(job).view
+        if view.state != "running":
+            raise Rejected("not_running", f"job {job} is {view.state}, so it waits for nothing")
+        waiting = view.rows - view.rows_done
+        cars, advice = {"busy": 1}, ["1 busy: they take more rows when they have worked off what they hold"]
+        return JobExplanation(view, waiting, cars, advice, 1, 1.0, 0, 1, await self.failures(job))
 
     async def input_rows(self, job: str, start: int, stop: int) -> bytes:
         found = self._find(job)

@@ -149,6 +149,44 @@ def test_jobs_that_fail_or_are_cancelled_say_so(held: Served) -> None:
             other.result()
 
 
+def test_a_partial_result_has_what_is_there_and_names_what_failed(held: Served) -> None:
+    with Client(held.url) as client:
+        job = client.submit(double_model(), ROWS, chunk_rows=5)
+        explanation = job.why()
+        assert (explanation.rows_waiting, explanation.cars, explanation.share) == (20, {"busy": 1}, 1.0)
+        held.show(job.id, 1)
+        held.fail(job.id, "row 3 failed on 2 attempts: no")
+        result = job.result(partial=True)["y"]
+        np.testing.assert_array_equal(result[10:], 2 * ROWS[10:])
+        assert np.isnan(result[:10]).all()
+        assert [(row.row, row.attempts) for row in job.failures()] == [(3, 2)]
+        with pytest.raises(Refused, match="waits for nothing"):
+            job.why()
+
+
+def test_the_command_line_writes_what_is_there_when_told_to(
+    held: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Client(held.url) as client:
+        job = client.submit(double_model(), ROWS, chunk_rows=5)
+    assert run("why", "--job", job.id, "--url", held.url) == 0
+    assert "its share of the fleet is 100%, of 1 job with rows that wait" in capsys.readouterr().out
+    held.show(job.id, 1)
+    held.fail(job.id, "row 3 failed on 2 attempts: no")
+    out = tmp_path / "out.npz"
+    assert run("result", job.id, "-o", out, "--url", held.url) == 1
+    assert not out.exists()
+    capsys.readouterr()
+    assert run("result", job.id, "-o", out, "--partial", "--url", held.url) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "10 of 20 rows are missing",
+        "row 3 failed: row 3 failed on 2 attempts: no",
+    ]
+    np.testing.assert_array_equal(np.load(out)["y"][10:], 2 * ROWS[10:])
+    assert run("why", "--job", job.id, "--json", "--url", held.url) == 0
+    assert '"state": "failed"' in capsys.readouterr().out
+
+
 def test_refusals_carry_their_code(client: Client) -> None:
     actions: list[tuple[Callable[[], object], str]] = [
         (lambda: client.submit(b"no model", ROWS), "bad_model"),
@@ -261,7 +299,7 @@ def test_the_commands_by_hand(
     assert run("why", "car-2") == 0
     assert capfd.readouterr().out == "car-2 gets no work: it is not plugged in (not_plugged_in)\n"
     assert run("why", "--job", job) == 0
-    assert capfd.readouterr().out == f"job {job} runs: 0 of 20 rows are done and 0 are with cars\n"
+    assert capfd.readouterr().out.startswith(f"job {job} runs: 0 of 20 rows are done, 0 are with cars, 20 wait\n")
     assert run("status") == 0
     assert capfd.readouterr().out.startswith("fleet test: ok, broker connected\n")
     held.show(job, 100)

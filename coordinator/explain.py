@@ -1,0 +1,73 @@
+"""Why a job's free rows wait, what its share of the fleet is, and how late leases are made up for. Only reads."""
+
+import numpy as np
+
+from coordinator.assignment import share_reached
+from coordinator.core import Core
+from coordinator.progress import JobProgress
+from coordinator.rules.eligibility import EXPLANATIONS, Reason, job_reasons
+from coordinator.rules.scheduling import share_cap
+from coordinator.views import job_view
+from fleet_wire.api import FailedRowView, JobExplanation
+
+__all__ = ["explain_job"]
+
+_ROWS_SHOWN = 10
+
+
+def explain_job(core: Core, progress: JobProgress, now_ms: int) -> JobExplanation:
+    """Everything that decides about a running job at this moment."""
+    others = [other for other in core.jobs.values() if other.free]
+    weights = sum(map(core.scheduler.weight, others))
+    cars = _cars(core, progress, now_ms)
+    failed = sorted(progress.failed.values(), key=lambda row: row.row)[:_ROWS_SHOWN]
+    return JobExplanation(
+        job=job_view(core, progress, now_ms),
+        rows_waiting=progress.rows_free,
+        cars=cars,
+        advice=_advice(progress, cars),
+        jobs_waiting=len(others),
+        share=core.scheduler.weight(progress) / weights if progress.free else None,
+        rows_copied=progress.rows_copied,
+        copies_left=max(0, core.scheduler.copies_left(progress)),
+        failed=[FailedRowView(row.row, row.attempts, row.error) for row in failed],
+    )
+
+
+def _cars(core: Core, progress: JobProgress, now_ms: int) -> dict[str, int]:
+    """How many cars stand where: by the first reason why they get nothing of this job, else busy, resting or ready."""
+    fleet, sizing = core.fleet, core.policy.sizing
+    reasons = core.reasons(now_ms)
+    pair = job_reasons(fleet, progress.job.terms, share_reached=share_reached(fleet, progress))
+    first = np.where(reasons == Reason.ELIGIBLE, pair, reasons)
+    may = first == Reason.ELIGIBLE
+    busy = may & ((fleet.live("leases") >= fleet.live("slots")) | (fleet.live("backlog_ms") >= sizing.chunk_ms))
+    resting = may & ~busy & (fleet.live("rest_until_ms") > now_ms)
+    counts = np.bincount(first[~may], minlength=len(Reason))
+    cars = {"ready": int(np.sum(may & ~busy & ~resting)), "busy": int(np.sum(busy)), "resting": int(np.sum(resting))}
+    cars |= {reason.name.lower(): int(counts[reason]) for reason in Reason}
+    return {name: count for name, count in cars.items() if count}
+
+
+def _advice(progress: JobProgress, cars: dict[str, int]) -> list[str]:
+    """What would have to change so that more cars work for this job, the most cars first."""
+    terms, rows = progress.job.terms, progress.job.rows
+    own = {
+        Reason.PURPOSE_NOT_AGREED: f"their owners would have to agree to the purpose {terms.purpose!r}",
+        Reason.JOB_PRICE_CEILING: f"a kWh would have to cost no more than {terms.price_ceiling_micro_per_kwh} micro",
+        Reason.JOB_SHARE_REACHED: f"each has had its {share_cap(rows, terms.vehicle_share)} rows: "
+        "other cars are needed, or a greater vehicle share",
+        Reason.QUARANTINED: "they failed too often, and get work again when their quarantine is over",
+    }
+    said = []
+    for name, count in sorted(cars.items(), key=lambda item: (-item[1], item[0])):
+        if name == "busy":
+            said.append(f"{count} busy: they take more rows when they have worked off what they hold")
+        elif name == "resting":
+            said.append(f"{count} resting: each refused or failed a moment ago")
+        elif name != "ready":
+            reason = Reason[name.upper()]
+            said.append(f"{count} {name}: {own.get(reason, EXPLANATIONS[reason].replace('it ', 'each ', 1))}")
+    if progress.suspects:
+        said.append(f"{len(progress.suspects)} rows failed on some cars and are tried on others, one by one")
+    return said
