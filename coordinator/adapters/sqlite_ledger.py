@@ -33,7 +33,6 @@ from coordinator.model import (
     LeaseRecord,
     Model,
     Piece,
-    ReceiptPart,
     Rest,
     VehicleConduct,
 )
@@ -52,6 +51,10 @@ _decode_pieces = msgspec.msgpack.Decoder(tuple[Piece, ...]).decode
 _decode_specs = msgspec.json.Decoder(tuple[TensorSpec, ...]).decode
 _decode_terms = msgspec.json.Decoder(JobTerms).decode
 _decode_policy = msgspec.json.Decoder(OwnerPolicy).decode
+
+
+_NOT_ENDED = (None, None)
+_NOTHING = (0, 0, 0, 0, 0)
 
 
 class SqliteLedger:
@@ -116,13 +119,16 @@ class SqliteLedger:
             self._many("end_job", (_end_row(write) for write in groups[EndJob]))
 
     def _change_leases(self, ends: Sequence[EndLease], added: Sequence[AddRows]) -> None:
-        """One statement a lease, whatever a round says of it: mostly its last rows come with its end."""
-        changes: defaultdict[tuple[str, int], list[Any]] = defaultdict(lambda: [None, None, 0, 0, 0, 0, 0])
-        for end in ends:
-            changes[end.job, end.chunk][:2] = end.end.value, end.ended_ms
+        """Mostly a lease's last rows come with its end: then one statement does both."""
+        left = {(end.job, end.chunk): (end.end.value, end.ended_ms) for end in ends}
+        changes: list[tuple[Any, ...]] = []
         for part in chain.from_iterable(write.parts for write in added):
-            _add(changes[part.lease.job, part.lease.chunk], 2, part)
-        self._many("change_lease", ((*change, *lease) for lease, change in changes.items()))
+            lease = (part.lease.job, part.lease.chunk)
+            ended = left.pop(lease, _NOT_ENDED)
+            amounts = (part.rows, part.compute_us, part.energy_mwh, part.energy_pay_micro, part.fee_pay_micro)
+            changes.append(ended + amounts + lease)
+        changes += [ended + _NOTHING + lease for lease, ended in left.items()]
+        self._many("change_lease", changes)
         released: defaultdict[str, int] = defaultdict(int)
         for end in ends:
             if end.rows_back:
@@ -131,9 +137,17 @@ class SqliteLedger:
 
     def _add_receipts(self, added: Sequence[AddRows]) -> None:
         sums: defaultdict[tuple[str, str, int, int], list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
-        for part in chain.from_iterable(write.parts for write in added):
-            lease = part.lease
-            _add(sums[lease.job, lease.vehicle, lease.month, lease.consent_version], 0, part)
+        for write in added:
+            before: tuple[int, int] | None = None
+            for part in write.parts:  # of one job and one vehicle, and mostly of one month and one consent
+                lease = part.lease
+                if before != (now := (lease.month, lease.consent_version)):
+                    before, total = now, sums[lease.job, lease.vehicle, *now]
+                total[0] += part.rows
+                total[1] += part.compute_us
+                total[2] += part.energy_mwh
+                total[3] += part.energy_pay_micro
+                total[4] += part.fee_pay_micro
         self._many("add_receipts", ((*key, *values) for key, values in sums.items()))
 
     def load(self) -> LedgerSnapshot:
@@ -364,15 +378,6 @@ def _conduct_row(conduct: VehicleConduct) -> tuple[Any, ...]:
         conduct.leases_kept,
         conduct.leases_ended,
     )
-
-
-def _add(sums: list[Any], at: int, part: ReceiptPart) -> None:
-    """Add a part of a receipt to the five sums that begin at a place."""
-    sums[at] += part.rows
-    sums[at + 1] += part.compute_us
-    sums[at + 2] += part.energy_mwh
-    sums[at + 3] += part.energy_pay_micro
-    sums[at + 4] += part.fee_pay_micro
 
 
 def _result_row(rows: AcceptedRows) -> tuple[Any, ...]:
