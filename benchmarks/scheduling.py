@@ -1,13 +1,14 @@
 """Eligibility and one pass of assignment over a large fleet: who may work, and leases on every chunk that is open."""
 
 import time
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
 
 import numpy as np
 
 from benchmarks.figures import Figure, Plan, below, listed, middle
-from coordinator.commands import GrantLease
+from coordinator.commands import Command, GrantLease
 from coordinator.core import Core
 from coordinator.events import (
     BOOLEAN_SIGNALS,
@@ -37,29 +38,46 @@ _NOW_MS: Final = 1_790_000_000_000
 
 async def measure(plan: Plan) -> list[Figure]:
     core = fleet_at_rest()
-    for number in range(3):  # warms the caches of this process, not the cars
-        one_pass(core, f"warm-{number}")
-    reasons_ms, pass_ms, cpu_ms = [], [], []
-    for number in range(2 * plan.runs + 1):
-        looked_ms, took_ms, processor_ms = one_pass(core, f"run-{number}")
-        reasons_ms.append(looked_ms)
-        pass_ms.append(took_ms)
-        cpu_ms.append(processor_ms)
+    one_run(core, "warm")
+    runs = [one_run(core, f"run-{number}") for number in range(2 * plan.runs + 1)]
+    firsts, wholes = [run.first_ms for run in runs], [run.whole_ms for run in runs]
+    first = Figure(
+        GROUP,
+        f"eligibility of {VEHICLES:,} vehicles and one pass over {CHUNKS:,} open chunks of {JOBS} jobs",
+        "ms",
+        middle(firsts),
+        note=f"{listed(firsts)}; processor time {fmean(run.first_cpu_ms for run in runs):.0f} ms; leases"
+        f" {runs[-1].first_leases:,} chunks, where a pass ends, with all records and commands",
+    )
     whole = Figure(
         GROUP,
-        f"eligibility of {VEHICLES:,} vehicles and one pass that leases {CHUNKS:,} chunks of {JOBS} jobs",
+        f"all {CHUNKS:,} chunks leased, in {runs[-1].passes} passes",
         "ms",
-        middle(pass_ms),
-        note=f"{listed(pass_ms)}; processor time {fmean(cpu_ms):.0f} ms; with all records and commands",
+        middle(wholes),
+        note=listed(wholes),
     )
+    looks = [run.reasons_ms for run in runs]
     return [
-        below(LIMIT_MS, whole),
-        Figure(GROUP, f"of it eligibility of {VEHICLES:,} vehicles", "ms", middle(reasons_ms), note=listed(reasons_ms)),
+        below(LIMIT_MS, first),
+        Figure(GROUP, f"of it eligibility of {VEHICLES:,} vehicles", "ms", middle(looks), note=listed(looks)),
+        whole,
     ]
 
 
-def one_pass(core: Core, name: str) -> tuple[float, float, float]:
-    """Submit jobs and time what follows; returns milliseconds for eligibility, for all, and of processor time."""
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Times of eligibility, of it and the first pass, and of all passes until every chunk is leased."""
+
+    reasons_ms: float
+    first_ms: float
+    first_cpu_ms: float
+    first_leases: int
+    whole_ms: float
+    passes: int
+
+
+def one_run(core: Core, name: str) -> Run:
+    """Submit jobs and time what follows."""
     models = sorted(core.models)
     jobs = [
         Job(
@@ -80,13 +98,26 @@ def one_pass(core: Core, name: str) -> tuple[float, float, float]:
     before, processor = time.perf_counter(), time.process_time()
     core.reasons(_NOW_MS)
     looked = time.perf_counter()
-    commands = core.assign(_NOW_MS)
-    after, processor_after = time.perf_counter(), time.process_time()
-    granted = sum(isinstance(command, GrantLease) for command in commands)
-    assert granted == CHUNKS, f"{granted} chunks were leased"
+    granted = [leases(core.assign(_NOW_MS))]
+    first, first_processor = time.perf_counter(), time.process_time()
+    while sum(granted) < CHUNKS:
+        granted.append(leases(core.assign(_NOW_MS)))
+        assert granted[-1], f"{sum(granted)} chunks were leased"
+    after = time.perf_counter()
     for job in jobs:
         core.handle(JobCancelled(job.id), _NOW_MS)
-    return (looked - before) * 1000, (after - before) * 1000, (processor_after - processor) * 1000
+    return Run(
+        reasons_ms=(looked - before) * 1000,
+        first_ms=(first - before) * 1000,
+        first_cpu_ms=(first_processor - processor) * 1000,
+        first_leases=granted[0],
+        whole_ms=(after - before) * 1000,
+        passes=len(granted),
+    )
+
+
+def leases(commands: list[Command]) -> int:
+    return sum(isinstance(command, GrantLease) for command in commands)
 
 
 def fleet_at_rest() -> Core:

@@ -98,6 +98,7 @@ class Assignment:
         self._order = order
         self._now_ms = now_ms
         self._queues: dict[object, Queue] = {}
+        self.leases_granted = 0
         self._touched: set[int] = set()
         self._promises: dict[int, Promise] = {}
         self._granted: dict[tuple[int, str], list[LeaseRecord]] = {}
@@ -247,6 +248,7 @@ class Assignment:
         progress.grant(granted, row_ms, expected_ms)
         self._tools.leases.hold(row, granted, ends_ms - begun_ms)
         self._tools.leases.totals.leases_granted += len(granted)
+        self.leases_granted += len(granted)
         self._touched.add(row)
         before = self._granted.get((row, job))
         if before is None:

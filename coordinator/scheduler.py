@@ -106,7 +106,7 @@ class Scheduler:
             else:  # what it could not have used is not owed to it
                 account.virtual_ms = max(account.virtual_ms, self._virtual_ms)
         heapq.heapify(turns)
-        while turns:
+        while turns and work.leases_granted < self.limits.most_leases:
             *_, turn, account = heapq.heappop(turns)
             given_ms = self._serve(work, turn, self.tools.sizing.chunk_ms if turns else inf)
             if given_ms:

@@ -45,9 +45,10 @@ class SchedulingLimits:
 
     At most `copied_share` of a job's rows are given to a second car, and only where that should save `least_gain_ms`
     and take at most `copy_factor` of the time that the late car still needs. A model that a car does not have yet costs
-    it `cold_ms`.
+    it `cold_ms`. A pass ends after `most_leases`, so that results never wait long for it; the next one goes on.
     """
 
+    most_leases: int = 2_000
     doubling: float = 10.0
     patience_ms: int = 300_000
     copied_share: float = 0.05

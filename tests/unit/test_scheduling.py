@@ -137,6 +137,13 @@ def test_a_job_in_danger_of_missing_its_deadline_goes_before_one_of_higher_prior
     assert {lease.job for lease in leases(core.assign(0))} == {"late"}  # type: ignore[arg-type]
 
 
+def test_a_pass_ends_after_so_many_leases_and_the_next_goes_on() -> None:
+    policy = CorePolicy(scheduling=SchedulingLimits(most_leases=3))
+    core = core_with(*fleet(4, slots=1), JobSubmitted(job(rows=8, chunk_rows=2)), policy=policy)
+    assert taken(core.assign(0)) == [("car-0", 0, 2), ("car-1", 2, 4), ("car-2", 4, 6)]  # type: ignore[arg-type]
+    assert taken(core.assign(0)) == [("car-3", 6, 8)]  # type: ignore[arg-type]
+
+
 # The best car -------------------------------------------------------------------------------------------------------
 
 
