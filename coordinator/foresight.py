@@ -26,15 +26,16 @@ _HOUR_MS = 60 * _MINUTE_MS
 class ForesightTerms:
     """`chunk_chance` is the chance with which a car should stay for as long as its chunks take.
 
-    `time_scale` says how much faster than the clock the cars live, which is 1 but for replays.
+    `time_scale` says how much faster than the clock the cars live, which is 1 but for replays; `soon_minutes` and
+    `forecast_minutes` are of the cars' time.
     """
 
     availability: AvailabilityTerms = field(default_factory=AvailabilityTerms)
     time_scale: float = 1.0
     chunk_chance: float = 0.95
-    soon_ms: int = 60_000
+    soon_minutes: float = 1.0
     look_every_ms: int = 1_000
-    forecast_ms: int = 3_600_000
+    forecast_minutes: float = 60.0
 
 
 @dataclass(slots=True)
@@ -84,20 +85,19 @@ class Foresight:
         stay_ms = np.full(len(fleet), np.nan)
         stay_ms[plugged] = self.model.stay_minutes(plugged, at_ms, self.terms.chunk_chance) * (_MINUTE_MS / scale)
         chances = np.ones(len(fleet))
-        chances[plugged] = self.model.stay_probability(plugged, at_ms, self.terms.soon_ms * scale / _MINUTE_MS)
+        chances[plugged] = self.model.stay_probability(plugged, at_ms, self.terms.soon_minutes)
         fleet.live("plugged_since_ms")[:], fleet.live("stay_ms")[:], self._chances = since, stay_ms, chances
 
     def stay_chances(self) -> NDArray[np.float64]:
-        """Chance that each car stays for `soon_ms`, shape [vehicles]; 1 where nobody looked since it came."""
+        """Chance that each car stays for `soon_minutes`, shape [vehicles]; 1 where nobody looked since it came."""
         new = len(self.fleet) - len(self._chances)
         return np.concatenate([self._chances, np.ones(new)]) if new else self._chances
 
     def plugged_forecast(self, now_ms: int) -> float:
-        """Share of the connected cars that should be plugged in after `forecast_ms`."""
+        """Share of the connected cars that should be plugged in after `forecast_minutes`."""
         self.model.make_room(len(self.fleet))
         rows = np.flatnonzero(self.fleet.live("online"))
-        minutes = self.terms.forecast_ms * self.terms.time_scale / _MINUTE_MS
-        return float(self.model.forecast(rows, self._model_ms(now_ms), minutes)[-1])
+        return float(self.model.forecast(rows, self._model_ms(now_ms), self.terms.forecast_minutes)[-1])
 
     def learn(self, history: PlugHistory, offsets_at: OffsetsAt) -> None:
         """Take in what a store remembers, except what was heard already."""

@@ -89,7 +89,7 @@ def test_cars_of_a_replay_live_faster_than_the_clock() -> None:
     hear(fleet, ["car"], 1, NOW_MS, plugged=1)
     foresight.look(NOW_MS)
     assert fleet.live("stay_ms")[0] == pytest.approx(-np.log(0.95) / PRIOR * 1000, rel=1e-5)
-    assert foresight.stay_chances()[0] == pytest.approx(np.exp(-60 * PRIOR))
+    assert foresight.stay_chances()[0] == pytest.approx(np.exp(-PRIOR))
     assert fleet.live("plugged_since_ms")[0] == pytest.approx(NOW_MS, abs=1)
     hear(fleet, ["car"], 2, NOW_MS + MINUTE_MS, plugged=1)
     foresight.look(NOW_MS + MINUTE_MS)
