@@ -16,6 +16,7 @@ from fleet_wire.policy import OwnerPolicy
 __all__ = ["Consents"]
 
 _EVERYBODY = "fleet policy"
+_ON_ITS_WAY_MS = 1_000
 
 
 @dataclass(slots=True)
@@ -39,6 +40,8 @@ class Consents:
         if policy is None and self.fleet_policy is not None:
             return self.take(PolicySet(vehicle, self.fleet_policy, _EVERYBODY), now_ms)
         if policy is None or policy.version == self.fleet.column["consent_version"][row]:
+            return []
+        if now_ms - self.fleet.column["policy_sent_ms"][row] < _ON_ITS_WAY_MS:
             return []
         self.fleet.column["policy_sent_ms"][row] = now_ms
         return [SendPolicy(vehicle, policy)]

@@ -53,5 +53,5 @@ class Prices:
             self._month = month_of(now_ms, self.zone)
         price = float(self.fleet.column["energy_micro_per_kwh"][row])
         tariff = 0 if isnan(price) else max(0, int(price))
-        consent = int(self.fleet.column["consent_version"][row])
+        consent = int(self.fleet.column["policy_version"][row])
         return consent, tariff, self.terms.compute_micro_per_h, self._month.number

@@ -198,9 +198,10 @@ class Thresholds:
         own = column("departure_charge_percent")
         promised = np.where(np.isnan(own), column("promised_charge_percent"), own)
         hours = np.maximum(np.nan_to_num(column("departure_ms")) - now_ms, 0) / _HOUR_MS
+        capacity_kwh = column("battery_capacity_kwh")
         draw_w = np.fmax(column("compute_power_w"), limits.assumed_compute_w)
         with np.errstate(divide="ignore", invalid="ignore"):
-            per_hour = (column("battery_power_w") - draw_w) / (10 * column("battery_capacity_kwh"))
+            per_hour = (column("battery_power_w") - draw_w) / (10 * np.where(capacity_kwh > 0, capacity_kwh, np.nan))
             gain = np.where(hours > 0, per_hour * hours, 0.0)
         return cls(
             clock_ms=np.where(works, limits.clock_stop_ms, limits.clock_start_ms),
@@ -271,7 +272,7 @@ def _checks(
         (Reason.TELEMETRY_MISSING, column("seq_epoch") != column("epoch")),
         (Reason.TELEMETRY_STALE, column("received_ms") < now_ms - limits.stale_ms),
         (Reason.CLOCK_WRONG, ~(np.abs(column("clock_skew_ms")) <= than.clock_ms)),
-        (Reason.CONSENT_MISSING, column("policy_version") == 0),
+        (Reason.CONSENT_MISSING, _consent_missing(column)),
         (Reason.CONSENT_REVOKED, revoked),
         (Reason.OWNER_OPTED_OUT, column("opted_in") != 1),
         (Reason.NOT_PARKED, column("moving") != 0),
@@ -298,6 +299,13 @@ def _checks(
         (Reason.DRAINING, column("draining")),
         (Reason.CAR_REFUSES, fleet.unwilling[rows]),
     )
+
+
+def _consent_missing(column: Column) -> Mask:
+    """No record at all, or the car does not hold the version that tasks would rely on."""
+    version = column("policy_version")
+    missing: Mask = (version == 0) | ((column("consent_version") != version) & ~column("revoked"))
+    return missing
 
 
 def _outside_hours(quarters: NDArray[np.uint8], now: NDArray[np.int16]) -> Mask:

@@ -87,6 +87,9 @@ def rules_besides() -> Iterator[tuple[str, dict[str, Any], bool, Reason]]:
     yield "telemetry just fresh", {"received_ms": NOW_MS - LIMITS.stale_ms}, False, Reason.ELIGIBLE
     yield "telemetry too old", {"received_ms": NOW_MS - LIMITS.stale_ms - 1}, False, Reason.TELEMETRY_STALE
     yield "no consent on record", {"policy_version": 0}, False, Reason.CONSENT_MISSING
+    yield "holds another version than is on record", {"consent_version": 2}, True, Reason.CONSENT_MISSING
+    yield "holds a version, and none is on record", {"policy_version": 0}, True, Reason.CONSENT_MISSING
+    yield "revoked, and does not know yet", {"revoked": True, "policy_version": 2}, True, Reason.CONSENT_REVOKED
     yield "leaves in two minutes", {"departure_ms": NOW_MS + 120_000.0}, False, Reason.ELIGIBLE
     yield "leaves too soon to begin", {"departure_ms": NOW_MS + 119_999.0}, False, Reason.LEAVES_SOON
     yield "leaves in half a minute", {"departure_ms": NOW_MS + 30_000.0}, True, Reason.ELIGIBLE
