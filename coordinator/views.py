@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 
 from coordinator.core import Core
 from coordinator.progress import JobProgress
-from coordinator.rules.eligibility import EXPLANATIONS, Reason
+from coordinator.rules.eligibility import EXPLANATIONS, Reason, reasons_of
+from coordinator.rules.explanations import explained
 from fleet_wire.api import JobView, VehicleView
 
 __all__ = ["job_view", "vehicle_view", "vehicle_views"]
@@ -47,7 +49,14 @@ def vehicle_views(core: Core, now_ms: int) -> Iterator[VehicleView]:
 def vehicle_view(core: Core, vehicle: str, now_ms: int) -> VehicleView | None:
     """One vehicle, or None when it is not known."""
     row = core.fleet.index.get(vehicle)
-    return None if row is None else _vehicle(core, row, Reason(int(core.reasons(now_ms)[row])))
+    if row is None:
+        return None
+    view = _vehicle(core, row, Reason(int(core.reasons(now_ms)[row])))
+    limits, given = core.policy.eligibility, core.circumstances(now_ms)
+    reasons = reasons_of(core.fleet, row, limits, given)
+    return msgspec.structs.replace(
+        view, reasons=[explained(core.fleet, row, reason, limits, given) for reason in reasons]
+    )
 
 
 def _vehicle(core: Core, row: int, reason: Reason) -> VehicleView:

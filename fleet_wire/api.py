@@ -43,6 +43,7 @@ __all__ = [
     "PolicyDraft",
     "PolicyView",
     "Problem",
+    "ReasonView",
     "ReceiptView",
     "RowsFrame",
     "StatementLine",
@@ -166,8 +167,21 @@ class JobExplanation(Struct, frozen=True):
     failed: list[FailedRowView]
 
 
+class ReasonView(Struct, frozen=True):
+    """Why a vehicle gets no work: `code` for programs, `text` for people, and what was compared, if numbers were."""
+
+    code: str
+    text: str
+    value: float | None = None
+    limit: float | None = None
+    unit: str = ""
+
+
 class VehicleView(Struct, frozen=True):
-    """A vehicle as operators see it. `reason` is None when it is eligible, else the first reason why not."""
+    """A vehicle as operators see it. `reason` is None when it is eligible, else the first reason why not.
+
+    `reasons` are all of them in order, that one first; only where one vehicle is asked for.
+    """
 
     id: str
     online: bool
@@ -183,6 +197,7 @@ class VehicleView(Struct, frozen=True):
     pay_micro: int
     last_seen_ms: int | None
     region: str = ""
+    reasons: list[ReasonView] = []
     energy_micro_per_kwh: int | None = None
 
 

@@ -26,6 +26,8 @@ from fleet_wire.api import (
     JobView,
     ModelRequest,
     ModelView,
+    PolicyDraft,
+    PolicyView,
     Problem,
     ReceiptView,
     RowsFrame,
@@ -116,6 +118,29 @@ class Client:
     def vehicle(self, vehicle: str) -> VehicleView:
         """One vehicle. Raises Refused, Unreachable."""
         return self._ask("GET", f"/v1/vehicles/{quote(vehicle, safe='')}", VehicleView)
+
+    def policy(self, vehicle: str) -> PolicyView:
+        """What the owner of a vehicle agreed to. Raises Refused (`policy_missing` when to nothing yet), Unreachable."""
+        return self._ask("GET", _policy_path(vehicle), PolicyView)
+
+    def policy_history(self, vehicle: str) -> list[PolicyView]:
+        """Every version of a vehicle's policy, the newest first. Raises Refused, Unreachable."""
+        return self._ask("GET", f"{_policy_path(vehicle)}/history", list[PolicyView])
+
+    def set_policy(self, vehicle: str, draft: PolicyDraft | Mapping[str, Any], *, by: str = "client") -> PolicyView:
+        """Let a draft be the next version of a vehicle's policy; a mapping has the names of PolicyDraft.
+
+        With a `version` it only replaces that one. Raises BadInput, Refused, Unreachable.
+        """
+        try:
+            checked = msgspec.convert(msgspec.to_builtins(draft), PolicyDraft)
+        except msgspec.ValidationError as error:
+            raise BadInput(f"the policy does not fit: {error}") from None
+        return self._ask("PUT", f"{_policy_path(vehicle)}{_query(by=by)}", PolicyView, checked)
+
+    def revoke(self, vehicle: str, *, by: str = "client") -> PolicyView:
+        """Withdraw the consent for a vehicle, which stops at once. Raises Refused, Unreachable."""
+        return self._ask("DELETE", f"{_policy_path(vehicle)}{_query(by=by)}", PolicyView)
 
     def health(self) -> HealthView:
         """Whether the coordinator is well, and its counters. Raises Unreachable."""
@@ -348,6 +373,10 @@ def _http_client(url: str) -> httpx.Client:
     # The proxy of a company's network cannot reach this machine's own addresses.
     outside = parsed.host not in {"localhost", "::1"} and not parsed.host.startswith("127.")
     return httpx.Client(base_url=url, timeout=_TIMEOUT, trust_env=outside)
+
+
+def _policy_path(vehicle: str) -> str:
+    return f"/v1/vehicles/{quote(vehicle, safe='')}/policy"
 
 
 def _check(answer: httpx.Response, url: str) -> None:

@@ -1,14 +1,31 @@
 """What the command line says about jobs, vehicles and health, in plain words. Pure."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
-from fleet_wire.api import FailedRowView, HealthView, JobExplanation, JobView, VehicleView
+from fleet_wire.api import FailedRowView, HealthView, JobExplanation, JobView, PolicyView, VehicleView
+from idlewheel.hours_text import format_hours
 
-__all__ = ["counted", "health_lines", "missing_rows", "why_job", "why_running_job", "why_vehicle"]
+__all__ = [
+    "counted",
+    "health_lines",
+    "missing_rows",
+    "policy_lines",
+    "why_job",
+    "why_running_job",
+    "why_vehicle",
+]
+
+_MICRO = 1_000_000
 
 
 def why_vehicle(view: VehicleView) -> str:
     """Why this car works or does not."""
+    if view.reasons:
+        first, *others = view.reasons
+        lines = [f"{view.id} gets no work: {first.text} ({first.code})"]
+        lines += [f"  also in the way: {other.text} ({other.code})" for other in others]
+        return "\n".join(lines)
     if view.reason is not None:
         code, _, explanation = view.reason.partition(": ")
         return f"{view.id} gets no work: {explanation} ({code})" if explanation else f"{view.id} gets no work: {code}"
@@ -76,6 +93,32 @@ def health_lines(view: HealthView) -> str:
         lines.append(f"store: {view.store}")
     if view.refusals:
         lines.append("refused: " + ", ".join(f"{count} {reason}" for reason, count in sorted(view.refusals.items())))
+    return "\n".join(lines)
+
+
+def policy_lines(view: PolicyView) -> str:
+    """A version of an owner's policy, a line for each thing that it says."""
+    policy, link = view.policy, view.policy.link
+    set_at = datetime.fromtimestamp(view.set_ms / 1000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    lines = [f"{view.vehicle}, version {policy.version} of owner {policy.owner}, set by {view.set_by} at {set_at}"]
+    if policy.revoked:
+        return f"{lines[0]}: revoked"
+    lines.append(f"  works for {', '.join(policy.purposes)}")
+    hours = "; ".join(format_hours(each) for each in policy.hours)
+    lines.append(f"  at all hours (timezone {policy.timezone})" if not hours else f"  on {hours} ({policy.timezone})")
+    lines.append(f"  from {policy.charge_floor_percent:g} % of charge")
+    limits = (
+        (policy.departure_charge_percent, "has {:g} % of charge at the next departure", 1),
+        (policy.price_ceiling_micro_per_kwh, "where a kWh costs {:g} at most", _MICRO),
+        (policy.least_pay_micro_per_h or None, "for {:g} an hour of computing at least", _MICRO),
+        (policy.power_cap_w, "drawing {:g} W at most", 1),
+        (link.least_mbps or None, "over links of {:g} Mbit/s at least", 1),
+        (link.month_bytes, "carrying {:g} MB a month at most", _MICRO),
+    )
+    lines += [f"  {text.format(value / unit)}" for value, text, unit in limits if value is not None]
+    if policy.charge_coincident_only:
+        lines.append("  only while charging")
+    lines.append("  over metered links too" if link.metered_allowed else "  not over metered links")
     return "\n".join(lines)
 
 

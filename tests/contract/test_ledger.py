@@ -44,8 +44,8 @@ from coordinator.model import (
     VehicleConduct,
 )
 from coordinator.ports import Ledger, LedgerJob, LedgerSnapshot, ReceiptFilter, VehicleSums
-from fleet_wire.api import JobTerms, JobView, ReceiptView, StatementLine, TensorSpec
-from fleet_wire.policy import OwnerPolicy
+from fleet_wire.api import JobTerms, JobView, PolicyView, ReceiptView, StatementLine, TensorSpec
+from fleet_wire.policy import Hours, OwnerPolicy
 from fleet_wire.trace import TraceContext
 
 LEDGERS = ["sqlite"]
@@ -504,3 +504,22 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
         SqliteLedger(path).open()
     with pytest.raises(StoreUnavailable):
         SqliteLedger(tmp_path / "nowhere" / "ledger.db").open()
+
+
+def test_consents_are_kept_version_by_version(ledger: Ledger) -> None:
+    first = OwnerPolicy(1, "ada", ["general"], hours=[Hours([0, 6], 1320, 360)], power_cap_w=50.0)
+    second = OwnerPolicy(2, "ada", [], revoked=True)
+    other = OwnerPolicy(1, "bob", ["maps"])
+    ledger.commit([AddConsent("v1", first, "cli", 10), AddConsent("v2", other, "http", 11)])
+    ledger.commit([AddConsent("v1", second, "owner", 12)])
+    assert ledger.load().policies == (("v1", second), ("v2", other))
+    assert ledger.policy_history("v1") == [PolicyView("v1", second, "owner", 12), PolicyView("v1", first, "cli", 10)]
+    assert ledger.policy_history("v3") == []
+
+
+def test_a_version_of_a_consent_is_never_replaced(ledger: Ledger) -> None:
+    policy = OwnerPolicy(1, "ada", ["general"])
+    ledger.commit([AddConsent("v1", policy, "cli", 10)])
+    with pytest.raises(StoreUnavailable):
+        ledger.commit([AddConsent("v1", OwnerPolicy(1, "eve", ["general"]), "cli", 11)])
+    assert ledger.policy_history("v1") == [PolicyView("v1", policy, "cli", 10)]
