@@ -152,7 +152,7 @@ def chosen(*setting: tuple[str, list[float]], warm: int | None = None) -> str:
     for name, values in setting:
         core.fleet.live(name)[:] = values
     if warm is not None:
-        caps = Caps(1, "1", "x86_64", "CPUExecutionProvider", "1.20", 1, 4, 7, models=[MODEL.digest])
+        caps = Caps(1, "1", "x86_64", "CPUExecutionProvider", "1.20", 1, 4, 1, models=[MODEL.digest])
         core.handle(VehicleCaps(f"car-{warm}", caps), 0)
     (lease,) = leases(core.assign(0))  # type: ignore[arg-type]
     return lease.vehicle
