@@ -16,7 +16,7 @@ import psutil
 
 from benchmarks.figures import Figure, Plan, table
 
-BENCHMARKS: Final = ("dispatch", "models", "telemetry", "idle", "scheduling")
+BENCHMARKS: Final = ("dispatch", "models", "telemetry", "influx", "idle", "scheduling")
 BY_NAME_ALONE: Final = {"mqtt_clients": "clients"}
 
 

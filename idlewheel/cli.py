@@ -11,6 +11,7 @@ import typer
 
 from idlewheel.cli_lazy import Program
 from idlewheel.cli_owner import owner_app
+from idlewheel.cli_store import store_app
 from idlewheel.cli_tariff import tariff_app
 from idlewheel.errors import BadInput, IdlewheelError, JobFailed, Unreachable
 
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 
 app.add_typer(owner_app, name="owner")
+app.add_typer(store_app, name="store")
 app.add_typer(tariff_app, name="tariff")
 
 Url = Annotated[

@@ -291,8 +291,8 @@ class InfluxStore:
         for future in sent:
             future.result()
         if bodies:
-            self._spill.taken(count)
             self._count("lines_replayed", sum(map(_lines, bodies)))
+            self._spill.taken(count)
         return bool(bodies)
 
     def _send_points(self) -> bool:
