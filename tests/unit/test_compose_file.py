@@ -101,6 +101,13 @@ def test_grafana_finds_its_data_source_and_dashboards() -> None:
     assert str(home.parent) == folders["./grafana/dashboards"]
 
 
+def test_the_coordinator_keeps_telemetry_where_grafana_looks_for_it() -> None:
+    influxdb = SERVICES["influxdb"]["environment"]
+    address = f"influx://influxdb:8086/{influxdb['DOCKER_INFLUXDB_INIT_BUCKET']}"
+    access = f"org={influxdb['DOCKER_INFLUXDB_INIT_ORG']}&token={influxdb['DOCKER_INFLUXDB_INIT_ADMIN_TOKEN']}"
+    assert SERVICES["coordinator"]["environment"]["IDLEWHEEL_COORDINATOR_STORE"] == f"{address}?{access}"
+
+
 def test_the_mapping_is_made_when_influxdb_is_set_up() -> None:
     mounted = [volume.split(":") for volume in SERVICES["influxdb"]["volumes"] if volume.startswith("./")]
     ((script, place, mode),) = mounted
