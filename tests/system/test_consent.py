@@ -1,0 +1,96 @@
+"""No work without consent, in real processes: given and revoked by the command line, and kept over a crash."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from idlewheel import Job
+from idlewheel.brokers import Broker
+from tests.system.deployment import Deployment, until
+from tests.system.test_nothing_is_lost import INPUTS, MODEL
+
+ROWS = 8_000
+
+
+async def owner_policy(running: Deployment, *arguments: str, code: int = 0) -> str:
+    """What `idlewheel owner policy …` prints."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "idlewheel", "owner", "policy", *arguments, "--url", running.url),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == code, output
+    return output.decode()
+
+
+async def without_consent(broker: Broker, directory: Path, cars: int) -> Deployment:
+    running = Deployment(broker, directory)
+    await running.start_coordinator(consent=False)
+    for number in range(1, cars + 1):
+        await running.start_car(f"car-{number}")
+    await until(
+        lambda: (
+            [view.reason for view in running.client.vehicles() if (view.reason or "").startswith("consent_missing")]
+            == ["consent_missing: its owner has agreed to nothing yet"] * cars
+        ),
+        "all cars lack consent alone",
+    )
+    return running
+
+
+async def test_consent_is_asked_for_given_and_revoked(broker: Broker, tmp_path: Path) -> None:
+    running = await without_consent(broker, tmp_path, cars=2)
+    try:
+        assert "agreed to nothing" in (await asyncio.to_thread(running.client.vehicle, "car-1")).reasons[0].text
+        job: Job = await asyncio.to_thread(running.client.submit, MODEL, INPUTS[:ROWS])
+        assert job.status().rows_leased == job.status().rows_done == 0
+
+        agreed = json.loads(
+            await owner_policy(running, "set", "car-1", "--owner", "ada", "--purpose", "general", "--json")
+        )
+        assert [(view["vehicle"], view["policy"]["version"]) for view in agreed] == [("car-1", 1)]
+        await until(lambda: job.status().rows_done > 0, "the car whose owner agreed works")
+        assert running.client.vehicle("car-2").reason is not None
+
+        await owner_policy(running, "revoke", "car-1")
+        view = await asyncio.to_thread(running.client.vehicle, "car-1")
+        assert (view.reasons[0].code, view.leases) == ("consent_revoked", 0)
+        assert job.status().rows_leased == 0
+        assert job.status().state == "running"
+
+        await owner_policy(running, "set", "car-2", "--owner", "bob", "--purpose", "general", "--floor", "20")
+        assert (await asyncio.to_thread(job.wait, 90)).state == "done"
+        outputs = (await asyncio.to_thread(job.result))["y"]
+        assert outputs.shape == (ROWS, 1)
+        assert np.isfinite(outputs).all()
+        history = json.loads(await owner_policy(running, "history", "car-1", "--json"))
+        assert [(each["policy"]["version"], each["policy"]["revoked"]) for each in history] == [(2, True), (1, False)]
+        assert "version 2" in await owner_policy(running, "show", "car-1")
+
+        refused = await owner_policy(running, "set", "car-2", "--timezone", "Mars/Olympus", code=2)
+        assert refused.count("\n") == 1
+        assert "'Mars/Olympus' is no timezone" in refused
+        assert running.client.policy("car-2").policy.version == 1
+    finally:
+        await running.close()
+
+
+async def test_consents_survive_the_coordinators_death(broker: Broker, tmp_path: Path) -> None:
+    running = await without_consent(broker, tmp_path, cars=2)
+    try:
+        await owner_policy(running, "set", "car-1", "--owner", "ada", "--purpose", "general")
+        await until(lambda: running.client.health().vehicles_eligible == 1, "the car whose owner agreed may work")
+        await running.kill("coordinator")
+        await running.start_coordinator(consent=False)
+        await until(lambda: running.client.health().vehicles_eligible == 1, "it may work again")
+        view = await asyncio.to_thread(running.client.policy, "car-1")
+        assert (view.policy.owner, view.policy.version) == ("ada", 1)
+        assert {each.id: each.eligible for each in running.client.vehicles()} == {"car-1": True, "car-2": False}
+        job = await asyncio.to_thread(running.client.submit, MODEL, INPUTS[:50])
+        assert (await asyncio.to_thread(job.wait, 60)).vehicles == 1
+    finally:
+        await running.close()
