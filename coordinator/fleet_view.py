@@ -152,9 +152,8 @@ class FleetView:
 
     def region(self, vehicle: str) -> str:
         """The region that a vehicle names, empty when it is not known; may be asked in any thread."""
-        row = self.index.get(vehicle, len(self.caps))
-        caps = self.caps[row] if row < len(self.caps) else None
-        return "" if caps is None else caps.region
+        row = self.index.get(vehicle)
+        return "" if row is None else self.regions[self.column["region"][row]]
 
     def set_caps(self, vehicle: str, caps: Caps) -> None:
         """Take what a vehicle can do."""

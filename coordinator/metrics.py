@@ -6,7 +6,7 @@ for good.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from coordinator.events import BOOLEAN_SIGNALS, NUMBER_SIGNALS
@@ -24,6 +24,8 @@ __all__ = [
     "SERVICE_REFUSAL",
     "SERVICE_STORE",
     "VEHICLE_STATE",
+    "VEHICLE_STATE_HOURS",
+    "VEHICLE_STATE_LATE",
     "VEHICLE_WORK",
     "Field",
     "FieldKind",
@@ -121,6 +123,20 @@ VEHICLE_STATE = Measurement(
         _gauge("snapshot", "", "Whether it holds every signal that the vehicle knows"),
         *(_signal(name) for name in (*BOOLEAN_SIGNALS, *NUMBER_SIGNALS)),
         Field("refusal", FieldKind.TEXT, "", SIGNAL_PATHS["refusal"]),
+    ),
+)
+VEHICLE_STATE_LATE = replace(
+    VEHICLE_STATE,
+    name="vehicle_state_late",
+    description="The same for documents that came after later ones, so that the last point is the last word",
+)
+VEHICLE_STATE_HOURS = Measurement(
+    "vehicle_state_1h",
+    "Means of an hour of vehicle_state, kept for longer; of a flag, the share of documents that said yes",
+    ("vehicle", "region"),
+    (
+        _gauge("documents", "document", "How many documents the hour had"),
+        *(_signal(name) for name in (*BOOLEAN_SIGNALS, *NUMBER_SIGNALS)),
     ),
 )
 VEHICLE_WORK = Measurement(
@@ -249,6 +265,8 @@ SERVICE_STORE = Measurement(
 )
 CATALOGUE: tuple[Measurement, ...] = (
     VEHICLE_STATE,
+    VEHICLE_STATE_LATE,
+    VEHICLE_STATE_HOURS,
     VEHICLE_WORK,
     FLEET_STATE,
     FLEET_REASON,

@@ -13,12 +13,14 @@ import numpy as np
 from coordinator.adapters.influx_lines import HEAD_FIELDS, HOURS, LATE, STATE, Document, hour_line
 from coordinator.adapters.influx_server import InfluxError, InfluxServer, ServerGone
 from coordinator.events import BOOLEAN_SIGNALS, NUMBER_SIGNALS, PlugHistory
+from coordinator.metrics import CATALOGUE, Measurement
 from coordinator.ports import HOUR_MS, HOURS_KEPT_MS, RAW_KEPT_MS
 
 __all__ = ["InfluxReading"]
 
 _MS_NS: Final = 1_000_000
 _HOUR_NS: Final = HOUR_MS * _MS_NS
+_OURS: Final = (STATE, LATE, HOURS)
 _LATEST_WITHIN_NS: Final = 24 * _HOUR_NS
 _SIGNALS: Final = (*BOOLEAN_SIGNALS, *NUMBER_SIGNALS)
 _HOURS_AT_ONCE: Final = 24
@@ -134,6 +136,11 @@ class InfluxReading:
             (STATE, "seq", raw_ms),
             (LATE, "seq", raw_ms),
             (HOURS, "documents", now_ms - HOURS_KEPT_MS),
+            *(
+                (each.name, each.fields[0].name, now_ms - _kept_ms(each))
+                for each in CATALOGUE
+                if each.name not in _OURS
+            ),
         ):
             until_ns = until_ms * _MS_NS
             if self._time(f"SELECT first({field}) FROM {measurement} WHERE time < {until_ns}") is not None:  # noqa: S608
@@ -192,3 +199,8 @@ class _Thinned:
         if self._last[vehicle] != says:
             self._last[vehicle] = says
             self.readings.append(reading)
+
+
+def _kept_ms(measurement: Measurement) -> int:
+    """How long points for dashboards are kept: those of single vehicles, which are many, as long as documents."""
+    return HOURS_KEPT_MS if measurement.fleet_wide else RAW_KEPT_MS

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
+from uuid import uuid4
 
 import pytest
 
@@ -19,6 +20,7 @@ from coordinator.adapters.influx_store import InfluxLimits, InfluxStore
 from coordinator.errors import StoreUnavailable
 from coordinator.events import TelemetryBatch
 from coordinator.metrics import MetricPoint
+from coordinator.ports import HOUR_MS, HOURS_KEPT_MS, RAW_KEPT_MS
 from idlewheel.cli import main
 from tests.influx import VERSIONS, InfluxProcess, require_influxd
 
@@ -241,6 +243,30 @@ def test_points_are_dropped_and_counted_while_telemetry_waits(store: InfluxStore
     assert store.status().counters["points_dropped"] == 2
     server.answer = lambda lines: (204, "")
     until_all_written(store, server, 1)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_points_are_forgotten_too_those_of_single_cars_sooner(
+    version: str, influx_of: Callable[[str], InfluxProcess], tmp_path: Path
+) -> None:
+    server, database = influx_of(version), f"db{uuid4().hex}"
+    store = store_at(server.url(database), tmp_path)
+    store.open()
+    try:
+        for time_ms in (HOUR_MS, RAW_KEPT_MS + 2 * HOUR_MS):
+            store.record([MetricPoint("economics", time_ms, {}, {"rows": 1})])
+            store.record([MetricPoint("vehicle_work", time_ms, {"vehicle": "v1"}, {"reason": "eligible", "rows": 1})])
+
+        def kept(measurement: str) -> int:
+            return sum(len(each["values"]) for each in server.query(f"SELECT rows FROM {measurement}", database))
+
+        until(lambda: (kept("economics"), kept("vehicle_work")) == (2, 2), "the points are written")
+        store.maintain(RAW_KEPT_MS + 3 * HOUR_MS)
+        assert (kept("economics"), kept("vehicle_work")) == (2, 1)
+        store.maintain(HOURS_KEPT_MS + RAW_KEPT_MS + 4 * HOUR_MS)
+        assert (kept("economics"), kept("vehicle_work")) == (0, 0)
+    finally:
+        store.close()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
