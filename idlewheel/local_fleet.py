@@ -40,11 +40,12 @@ async def run_local_fleet(
     http_port: int = 0,
     fleet_policy: Path | None = None,
     store: str = "",
+    time_scale: float = 1.0,
 ) -> AsyncIterator[LocalFleet]:
     """Run a broker and a coordinator with all their files in `directory`. Raises BrokerFailed, ChildFailed.
 
     Its cars belong to whoever runs it, who agrees to all general work unless `fleet_policy` says something else.
-    Telemetry goes to `store`, if given.
+    Telemetry goes to `store`, if given. `time_scale` is how much faster than the clock the cars live.
     """
     if fleet_policy is None:
         fleet_policy = directory / "fleet-policy.json"
@@ -59,6 +60,7 @@ async def run_local_fleet(
             "FLEET": fleet,
             "FLEET_POLICY": str(fleet_policy),
             "STORE": store,
+            "TIME_SCALE": str(time_scale),
         }
         async with run_child(
             "the coordinator",

@@ -56,7 +56,9 @@ async def build_stage(
     victim = choose_victim(fleet)
     others = [car for car in fleet.cars if car != victim]
     async with contextlib.AsyncExitStack() as stack:
-        local = await stack.enter_async_context(run_local_fleet(directory, broker=broker, store=store))
+        local = await stack.enter_async_context(
+            run_local_fleet(directory, broker=broker, store=store, time_scale=speed_up)
+        )
         hosts = [
             await stack.enter_async_context(run_agents(local, f"host-{number}", _standing(fleet, cars)))
             for number, cars in enumerate([[victim], *(others[number::_HOSTS] for number in range(_HOSTS))])
