@@ -5,6 +5,7 @@ store gets columns, as ingest makes them, and must encode them, send them and kn
 """
 
 import asyncio
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from benchmarks.figures import Figure, Plan, at_least, listed, middle
 from coordinator.adapters.influx_lines import LineEncoder, joined
 from coordinator.adapters.influx_server import InfluxAddress
 from coordinator.adapters.influx_store import InfluxStore
+from coordinator.daemon import THREAD_SWITCH_S
 from coordinator.events import TelemetryBatch
 from tests.influx import VERSIONS, InfluxProcess, find_influxd
 
@@ -40,6 +42,7 @@ FLAGS: Final = ("moving", "plugged", "charging")
 
 async def measure(plan: Plan) -> list[Figure]:
     rounds = 100 if plan.quick else 300
+    sys.setswitchinterval(THREAD_SWITCH_S)  # as in the coordinator
     figures = []
     for version in VERSIONS:
         name = f"InfluxDB {version}, {rounds * VEHICLES:,} documents of 10 signals"

@@ -43,9 +43,12 @@ from coordinator.tariff_file import read_tariffs
 from fleet_link import ConnectOptions, SpanSink, Tracer, open_spans
 from fleet_wire.topics import FleetTopics
 
-__all__ = ["main", "run_coordinator"]
+__all__ = ["THREAD_SWITCH_S", "main", "run_coordinator"]
 
 _STOP_STEP_S = 5.0
+# A thread that sends waits for the interpreter once a piece: behind a thread that computes, with the usual 5 ms,
+# telemetry went into InfluxDB at two thirds of the speed.
+THREAD_SWITCH_S = 0.0005
 _MAINTAIN_EVERY_S = 300.0
 
 
@@ -203,6 +206,7 @@ def _connect_options(settings: CoordinatorSettings) -> ConnectOptions:
 def main() -> int:
     """Run the daemon with settings from the environment; return its exit code."""
     code = 0
+    sys.setswitchinterval(THREAD_SWITCH_S)
     spans = open_spans("idlewheel-coordinator", os.environ)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
