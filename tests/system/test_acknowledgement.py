@@ -1,5 +1,6 @@
 """Everything that is taken is acknowledged: else the broker's window fills, and the coordinator hears nothing more."""
 
+import time
 from pathlib import Path
 
 from fleet_link import ConnectOptions, connect
@@ -18,7 +19,8 @@ async def test_telemetry_mixed_with_other_messages_never_stops(broker: Broker, t
         car = await connect(ConnectOptions(broker.host, broker.port, "car"))
         root = "iw/v1/test/veh/car"
         for seq in range(1, DOCUMENTS + 1):
-            document = Telemetry(1, seq, 0, snapshot=False, signals=Signals(charge_percent=float(seq % 100)))
+            now_ms = time.time_ns() // 1_000_000
+            document = Telemetry(1, seq, now_ms, snapshot=False, signals=Signals(charge_percent=float(seq % 100)))
             for topic, kind, message in (
                 ("tele", TELEMETRY, document),
                 ("state", STATE, State(online=True, epoch=1)),
