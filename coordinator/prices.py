@@ -32,9 +32,12 @@ class Prices:
     _month: Month = field(default_factory=lambda: Month(0, 0, 0))
 
     def update(self, now_ms: int) -> bool:
-        """Look up the price of each region, now and then and when there is a new one; say whether any changed."""
+        """Look up the price of each region, now and then and when there is a new one; say whether any changed.
+
+        A clock that was set back is no reason to wait.
+        """
         fleet = self.fleet
-        if len(fleet.prices) == len(fleet.regions) and now_ms - self._looked_ms < self.every_ms:
+        if len(fleet.prices) == len(fleet.regions) and 0 <= now_ms - self._looked_ms < self.every_ms:
             return False
         self._looked_ms = now_ms
         prices = np.array([self.tariffs.price(region, now_ms) for region in fleet.regions], dtype=np.float64)

@@ -202,6 +202,8 @@ def test_the_fleets_prices_follow_the_clock_and_are_unknown_after_the_end(tmp_pa
     assert core.counters["region_price_unknown"] == 2  # of the region and of cars that named none yet
     core.handle(Tick(), start + 4 * hour)
     assert core.counters["region_price_unknown"] == 2
+    core.handle(Tick(), start)  # the clock was set back
+    assert prices.tolist() == [80_000, 7]
 
 
 def test_an_operator_may_check_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
