@@ -52,7 +52,7 @@ _DELTA = Signals(charge_percent=80.5, battery_temperature_c=21.0, battery_power_
 
 
 class Template:
-    """One vehicle's delta as a whole PUBLISH packet, into which the packet id and the sequence number are put."""
+    """One vehicle's delta as a whole PUBLISH packet, into which packet id, sequence number and time are put."""
 
     def __init__(self, topic: str) -> None:
         now_ms = time.time_ns() // 1_000_000
@@ -64,12 +64,14 @@ class Template:
         self._packet = bytearray(packet.write())
         self._id_at = self._packet.index(b"\x7f\xfe", self._packet.index(topic.encode()) + len(topic))
         self._seq_at = self._packet.index(_MARK.to_bytes(4, "big"))
+        self._ts_at = self._packet.index(now_ms.to_bytes(8, "big"))
         self._seq = 0
 
-    def next(self, packet_id: int) -> bytes:
+    def next(self, packet_id: int, now_ms: int) -> bytes:
         self._seq += 1
         struct.pack_into(">H", self._packet, self._id_at, packet_id)
         struct.pack_into(">I", self._packet, self._seq_at, self._seq)
+        struct.pack_into(">Q", self._packet, self._ts_at, now_ms)
         return bytes(self._packet)
 
 
@@ -109,9 +111,9 @@ class Sender(asyncio.Protocol):
         if room >= min(_BLOCK, self.allowed - self.sent) and room > 0 and self._transport is not None:
             places = range(self.sent, self.sent + room)
             self.sent += room
-            vehicles = len(self._templates)
+            vehicles, now_ms = len(self._templates), time.time_ns() // 1_000_000
             self._transport.write(
-                b"".join(self._templates[place % vehicles].next(place % 65_535 + 1) for place in places)
+                b"".join(self._templates[place % vehicles].next(place % 65_535 + 1, now_ms) for place in places)
             )
 
 
