@@ -65,6 +65,7 @@ _COLUMNS: dict[str, tuple[str, float]] = {
     **dict.fromkeys(BOOLEAN_SIGNALS, ("i1", -1)),
     **dict.fromkeys(NUMBER_SIGNALS, ("f8", np.nan)),
 }
+_SIGNALS = {*BOOLEAN_SIGNALS, *NUMBER_SIGNALS}
 _FIRST_CAPACITY = 64
 _MOST_PURPOSES = 64
 _MOST_REGIONS = 1000  # each is a series in the store for good, and any car may make one up
@@ -235,17 +236,31 @@ class FleetView:
         self.column["seq_epoch"][rows] = chosen(batch.epoch)
         self.column["seq"][rows] = chosen(batch.seq)
         self.column["received_ms"][rows] = chosen(batch.received_ms)
-        for name, all_values in batch.signals.items():
-            values = chosen(all_values)
-            present = values >= 0 if name in BOOLEAN_SIGNALS else ~np.isnan(values)
-            self.column[name][rows[present]] = values[present]
-        stated_w = batch.signals.get("compute_power_w")
-        if stated_w is not None:
-            np.fmax.at(self.column["stated_power_w"], rows, chosen(stated_w))
-        for row, refusal in zip(rows.tolist(), chosen(batch.refusal).tolist(), strict=True):
-            if refusal is not None:
-                self.refusal[row] = refusal
+        self._store_signals(
+            rows, {name: chosen(values) for name, values in batch.signals.items()}, chosen(batch.snapshot)
+        )
+        for row, refusal, full in zip(
+            rows.tolist(), chosen(batch.refusal).tolist(), chosen(batch.snapshot).tolist(), strict=True
+        ):
+            if refusal is not None or full:
+                self.refusal[row] = refusal or ""
                 self.unwilling[row] = bool(refusal)
+
+    def _store_signals(
+        self, rows: NDArray[np.int64], signals: dict[str, NDArray[Any]], snapshot: NDArray[np.bool_]
+    ) -> None:
+        """A delta sets what it holds; a snapshot is everything that is known, so what it does not hold is forgotten."""
+        for name, values in signals.items():
+            present = values >= 0 if name in BOOLEAN_SIGNALS else ~np.isnan(values)
+            present |= snapshot
+            self.column[name][rows[present]] = values[present]
+        if snapshot.any():
+            full = rows[snapshot]
+            for name in _SIGNALS - signals.keys():
+                self.column[name][full] = _COLUMNS[name][1]
+        stated_w = signals.get("compute_power_w")
+        if stated_w is not None:
+            np.fmax.at(self.column["stated_power_w"], rows, stated_w)
 
     def _learn_clocks(
         self,

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 
 from coordinator.events import RowsFailed, RowsReceived, TaskRefused, VehicleCaps, VehicleState
+from coordinator.fleet_view import FleetView
 from coordinator.ingest import Ingest
 from fleet_wire.api import TensorSpec
 from fleet_wire.codec import CAPS, RESULT, STATE, TELEMETRY
@@ -148,3 +149,29 @@ def test_garbage_never_gets_through_as_anything_but_a_refusal_or_a_valid_message
     packets = [Sent(f"iw/v1/f/{topic}", data, kinds[topic.rsplit("/", 1)[1]].content_type) for topic, data in raw]
     batch = Ingest("f", 4096).sort(packets, 0)
     assert len(batch.rejected) + len(batch.events) + len(batch.telemetry_packets) + len(batch.by_reference) == len(raw)
+
+
+def test_a_snapshot_forgets_what_it_does_not_hold() -> None:
+    fleet, ingest = FleetView(), Ingest("f", 1 << 20)
+
+    def tell(*documents: Sent) -> None:
+        batch = ingest.sort(documents, 0).telemetry
+        assert batch is not None
+        fleet.apply(batch)
+
+    def snapshot(seq: int, **signals: object) -> Sent:
+        document = Telemetry(1, seq, 0, snapshot=True, signals=Signals(**signals))  # type: ignore[arg-type]
+        return sent("veh/v1/tele", TELEMETRY, document)
+
+    def known() -> list[float]:
+        return [float(fleet.column[name][0]) for name in ("departure_ms", "charge_percent", "plugged")]
+
+    tell(snapshot(0, departure_ms=5, charge_percent=80.0, plugged=True, refusal="sentry_mode"))
+    tell(snapshot(1, charge_percent=70.0))
+    np.testing.assert_equal(known(), [np.nan, 70.0, -1.0])
+    assert fleet.refusal == [""]
+    assert not fleet.unwilling[0]
+    tell(tele("v1", 2, departure_ms=6), snapshot(3, plugged=True), tele("v1", 4, charge_percent=60.0))
+    np.testing.assert_equal(known(), [np.nan, 60.0, 1.0])
+    tell(tele("v1", 5, departure_ms=7))
+    np.testing.assert_equal(known(), [7.0, 60.0, 1.0])
