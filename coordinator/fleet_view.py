@@ -189,7 +189,7 @@ class FleetView:
         values = {
             "policy_version": policy.version,
             "revoked": policy.revoked,
-            "purposes": reduce(or_, map(self.purpose_mask, policy.purposes), 0),
+            "purposes": reduce(or_, map(self._agreed_mask, policy.purposes), 0),
             "timezone": self.timezones.index(policy.timezone),
             "charge_floor_percent": policy.charge_floor_percent,
             "promised_charge_percent": _or_nan(policy.departure_charge_percent),
@@ -210,10 +210,15 @@ class FleetView:
         return None if row is None else self.policies[row]
 
     def purpose_mask(self, purpose: str) -> int:
-        """The bit of a purpose in the column `purposes`; 0, which nobody has agreed to, once all bits are given out."""
-        if purpose not in self.purpose_bits and len(self.purpose_bits) == _MOST_PURPOSES:
-            return 0
-        return 1 << self.purpose_bits.setdefault(purpose, len(self.purpose_bits))
+        """The bit of a purpose in the column `purposes`; 0 where no owner agreed to it, or all bits are given out."""
+        place = self.purpose_bits.get(purpose)
+        return 0 if place is None else 1 << place
+
+    def _agreed_mask(self, purpose: str) -> int:
+        """The same for one that an owner agrees to: only those get bits, for anybody may name one in a job."""
+        if len(self.purpose_bits) < _MOST_PURPOSES:
+            self.purpose_bits.setdefault(purpose, len(self.purpose_bits))
+        return self.purpose_mask(purpose)
 
     def apply(self, batch: TelemetryBatch) -> TelemetryOutcome:
         """Take telemetry, in the order of the batch; documents older than what is known are left out."""

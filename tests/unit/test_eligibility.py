@@ -225,6 +225,14 @@ def test_a_job_wants_its_purpose_agreed_to_its_ceiling_kept_and_its_rows_spread(
     assert job_reasons(fleet, JobTerms(), **pair).tolist() == [Reason.JOB_SHARE_REACHED, Reason.FAILED_HERE, 0]
 
 
+def test_what_jobs_ask_for_leaves_owners_free_to_agree() -> None:
+    fleet = fleet_of({})
+    for number in range(100):
+        job_reasons(fleet, JobTerms(purpose=f"made-up-{number}"))
+    fleet.set_policy("car-0", replace_policy(purposes=["maps"]))
+    assert job_reasons(fleet, JobTerms(purpose="maps")).tolist() == [Reason.ELIGIBLE]
+
+
 def test_purposes_without_end_are_agreed_to_by_nobody() -> None:
     fleet = FleetView()
     for number in range(200):
