@@ -2,12 +2,11 @@
 
 import numpy as np
 
-from coordinator.assignment import share_reached
 from coordinator.core import Core
 from coordinator.progress import JobProgress
-from coordinator.rules.eligibility import EXPLANATIONS, Reason, job_reasons
+from coordinator.rules.eligibility import EXPLANATIONS, Reason
 from coordinator.rules.scheduling import share_cap
-from coordinator.views import job_view
+from coordinator.views import job_view, reasons_for
 from fleet_wire.api import FailedRowView, JobExplanation
 
 __all__ = ["explain_job"]
@@ -37,9 +36,7 @@ def explain_job(core: Core, progress: JobProgress, now_ms: int) -> JobExplanatio
 def _cars(core: Core, progress: JobProgress, now_ms: int) -> dict[str, int]:
     """How many cars stand where: by the first reason why they get nothing of this job, else busy, resting or ready."""
     fleet, sizing = core.fleet, core.policy.sizing
-    reasons = core.reasons(now_ms)
-    pair = job_reasons(fleet, progress.job.terms, share_reached=share_reached(fleet, progress))
-    first = np.where(reasons == Reason.ELIGIBLE, pair, reasons)
+    first = reasons_for(core, progress, now_ms)
     may = first == Reason.ELIGIBLE
     busy = may & ((fleet.live("leases") >= fleet.live("slots")) | (fleet.live("backlog_ms") >= sizing.chunk_ms))
     resting = may & ~busy & (fleet.live("rest_until_ms") > now_ms)
@@ -52,9 +49,10 @@ def _cars(core: Core, progress: JobProgress, now_ms: int) -> dict[str, int]:
 def _advice(progress: JobProgress, cars: dict[str, int]) -> list[str]:
     """What would have to change so that more cars work for this job, the most cars first."""
     terms, rows = progress.job.terms, progress.job.rows
+    ceiling = (terms.price_ceiling_micro_per_kwh or 0) / 1_000_000
     own = {
         Reason.PURPOSE_NOT_AGREED: f"their owners would have to agree to the purpose {terms.purpose!r}",
-        Reason.JOB_PRICE_CEILING: f"a kWh would have to cost no more than {terms.price_ceiling_micro_per_kwh} micro",
+        Reason.JOB_PRICE_CEILING: f"a kWh would have to cost {ceiling:.6g} at most",
         Reason.JOB_SHARE_REACHED: f"each has had its {share_cap(rows, terms.vehicle_share)} rows: "
         "other cars are needed, or a greater vehicle share",
         Reason.QUARANTINED: "they failed too often, and get work again when their quarantine is over",

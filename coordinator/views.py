@@ -4,14 +4,16 @@ from collections.abc import Iterator
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
+from coordinator.assignment import share_reached
 from coordinator.core import Core
 from coordinator.progress import JobProgress
-from coordinator.rules.eligibility import EXPLANATIONS, Reason, reasons_of
+from coordinator.rules.eligibility import EXPLANATIONS, Reason, job_reasons, reasons_of
 from coordinator.rules.explanations import explained
 from fleet_wire.api import JobView, VehicleView
 
-__all__ = ["job_view", "vehicle_view", "vehicle_views"]
+__all__ = ["job_view", "reasons_for", "vehicle_view", "vehicle_views"]
 
 
 def job_view(core: Core, progress: JobProgress, now_ms: int) -> JobView:
@@ -59,6 +61,13 @@ def vehicle_view(core: Core, vehicle: str, now_ms: int) -> VehicleView | None:
     )
 
 
+def reasons_for(core: Core, progress: JobProgress, now_ms: int) -> NDArray[np.int8]:
+    """For each vehicle the first reason why it gets nothing of this job: its own, or the pair's."""
+    own = core.reasons(now_ms)
+    pair = job_reasons(core.fleet, progress.job.terms, share_reached=share_reached(core.fleet, progress))
+    return np.where(own == Reason.ELIGIBLE, pair, own)
+
+
 def _vehicle(core: Core, row: int, reason: Reason) -> VehicleView:
     fleet = core.fleet
     caps = fleet.caps[row]
@@ -99,20 +108,20 @@ def _waiting_for(core: Core, progress: JobProgress, now_ms: int) -> str | None:
     """Why free rows are not leased at this moment, in words; None when none wait."""
     if not progress.rows_free:
         return None
-    reasons = core.reasons(now_ms)
+    reasons = reasons_for(core, progress, now_ms)
     if len(reasons) == 0:
         return "no vehicle is known yet"
     if np.any(reasons == Reason.ELIGIBLE):
-        return "all vehicles that may work are busy"
+        return "all vehicles that may work for it are busy"
     counts = np.bincount(reasons, minlength=len(Reason))
     shown = ", ".join(f"{counts[reason]} {reason.name.lower()}" for reason in Reason if counts[reason])
-    return f"no vehicle may work: {shown}"
+    return f"no vehicle may work for it: {shown}"
 
 
 def _estimate_s(core: Core, progress: JobProgress, now_ms: int) -> float | None:
-    """Seconds that the rest should take on the cars that may work now; None when nothing was measured yet."""
+    """Seconds that the rest should take on the cars that may work for it now; None when nothing was measured yet."""
     row_ms = core.speeds.model_row_ms(progress.job.model)
-    cars = int(np.count_nonzero(core.reasons(now_ms) == Reason.ELIGIBLE))
+    cars = int(np.count_nonzero(reasons_for(core, progress, now_ms) == Reason.ELIGIBLE))
     if row_ms is None or not cars:
         return None
     return progress.rows_left * row_ms / cars / 1000

@@ -14,6 +14,7 @@ from idlewheel.cli_owner import owner_app
 from idlewheel.cli_store import store_app
 from idlewheel.cli_tariff import tariff_app
 from idlewheel.errors import BadInput, IdlewheelError, JobFailed, Unreachable
+from idlewheel.money_text import micro
 
 if TYPE_CHECKING:
     from fleet_wire.api import JobView
@@ -63,6 +64,14 @@ def submit(
         int | None, typer.Option(help="Rows a car gets at once; sized to each car otherwise.")
     ] = None,
     deadline_s: Annotated[float | None, typer.Option(help="Give up after so many seconds.")] = None,
+    purpose: Annotated[str, typer.Option(help="What it is for: only cars whose owners agreed to it work.")] = "general",
+    price_ceiling: Annotated[
+        float | None, typer.Option(metavar="PRICE", help="No work where a kWh costs more, as in 0.25.")
+    ] = None,
+    vehicle_share: Annotated[
+        float, typer.Option(metavar="SHARE", help="The most of its rows that one car may get, as in 0.1.")
+    ] = 1.0,
+    max_attempts: Annotated[int, typer.Option(help="Give up a row that failed on so many cars, 1 to 100.")] = 3,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and leave.")] = False,
     as_json: Json = False,
     url: Url = None,
@@ -72,14 +81,27 @@ def submit(
     \b
     Example:
       idlewheel submit model.onnx rows.npz -o out.npz
+      idlewheel submit model.onnx rows.npz -o out.npz --price-ceiling 0.25
     """
     if out is None and not no_wait:
         raise BadInput("say where the outputs go, as in -o out.npz, or leave at once with --no-wait")
     if out is not None and no_wait:
         raise BadInput("-o needs the outputs and --no-wait leaves before: give one of them")
     _check_out(out)
+    ceiling = None if price_ceiling is None else micro(price_ceiling)
     with _client(url) as client:
-        job = client.submit(model, rows, name=name, priority=priority, chunk_rows=chunk_rows, deadline_s=deadline_s)
+        job = client.submit(
+            model,
+            rows,
+            name=name,
+            priority=priority,
+            chunk_rows=chunk_rows,
+            deadline_s=deadline_s,
+            purpose=purpose,
+            price_ceiling_micro_per_kwh=ceiling,
+            vehicle_share=vehicle_share,
+            max_attempts=max_attempts,
+        )
         if out is None:
             _print(_to_json(job.status()) if as_json else job.id)
         else:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from idlewheel.errors import BadInput, Refused
+from idlewheel.money_text import micro
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fleet_wire.api import PolicyView
 
 __all__ = ["policy_app"]
@@ -21,7 +24,6 @@ policy_app = typer.Typer(
 Vehicles = Annotated[list[str], typer.Argument(metavar="VEHICLE...", help="One car or several.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Url = Annotated[str | None, typer.Option("--url", envvar="IDLEWHEEL_URL", help="The coordinator.")]
-_MICRO = 1_000_000
 
 
 @policy_app.command()
@@ -88,14 +90,14 @@ def set_(
         "timezone": timezone,
         "charge_floor_percent": floor,
         "charge_coincident_only": charging_only,
-        "least_pay_micro_per_h": None if least_pay is None else round(least_pay * _MICRO),
+        "least_pay_micro_per_h": None if least_pay is None else micro(least_pay),
     }
     link: dict[str, Any] = {"metered_allowed": metered, "least_mbps": least_mbps}
     changes = {name: value for name, value in options.items() if value is not None}
     changes |= _limit("departure_charge_percent", departure_charge) | _limit("power_cap_w", power_cap_w)
-    changes |= _limit("price_ceiling_micro_per_kwh", price_ceiling, _MICRO)
+    changes |= _limit("price_ceiling_micro_per_kwh", price_ceiling, micro)
     changes |= _hours(hours)
-    link = {name: value for name, value in link.items() if value is not None} | _limit("month_bytes", month_mb, _MICRO)
+    link = {name: value for name, value in link.items() if value is not None} | _limit("month_bytes", month_mb, micro)
     if purpose:
         changes["revoked"] = False
     if bool(changes or link) == (file is not None):
@@ -175,7 +177,7 @@ def _read(file: Path) -> dict[str, Any]:
     return draft
 
 
-def _limit(name: str, text: str | None, factor: int | None = None) -> dict[str, float | None]:
+def _limit(name: str, text: str | None, whole: "Callable[[float], int] | None" = None) -> dict[str, float | None]:
     """A limit that may be lifted by `none`."""
     if text is None:
         return {}
@@ -185,7 +187,7 @@ def _limit(name: str, text: str | None, factor: int | None = None) -> dict[str, 
         value = float(text)
     except ValueError:
         raise BadInput(f"{text!r} is neither a number nor none") from None
-    return {name: value if factor is None else round(value * factor)}
+    return {name: value if whole is None else whole(value)}
 
 
 def _hours(texts: list[str] | None) -> dict[str, Any]:

@@ -103,6 +103,9 @@ def _show(table: Table) -> None:
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console = Console(markup=False, highlight=False, emoji=False, width=_PIPE_COLUMNS)
+    size = console.measure(table, options=console.options.update(width=_PIPE_COLUMNS))
+    if size.minimum > console.width:  # rich would cut words short, ids among them; the terminal wraps whole lines
+        console.width = size.maximum
     console.print(table)
 
 

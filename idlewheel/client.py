@@ -48,6 +48,12 @@ _BLOCK_BYTES: Final = 1 << 20
 _TIMEOUT: Final = httpx.Timeout(60.0, connect=5.0)
 _FIRST_WAIT_S: Final = 0.02
 _LONGEST_WAIT_S: Final = 0.25  # also the most that a job's end is noticed late
+_TERM_RULES: Final = {  # where msgspec's own words would show a pattern or a unit that no option has
+    "purpose": "`purpose` is up to 32 lower-case letters, digits and hyphens",
+    "price_ceiling_micro_per_kwh": "the price ceiling must be 0 or more, and a price that can be",
+    "vehicle_share": "`vehicle_share` is above 0 and 1 at most",
+    "max_attempts": "`max_attempts` is 1 to 100",
+}
 
 Model = str | os.PathLike[str] | bytes
 Rows = Any  # an array or what numpy makes one of, a mapping of names to such, or the path of a .npy or .npz file
@@ -84,13 +90,26 @@ class Client:
         priority: int = 0,
         chunk_rows: int | None = None,
         deadline_s: float | None = None,
+        purpose: str = "general",
+        price_ceiling_micro_per_kwh: int | None = None,
+        vehicle_share: float = 1.0,
+        max_attempts: int = 3,
     ) -> "Job":
         """Run an ONNX model over rows.
 
         `model` is a path or the bytes. `rows` is an array for a model with one input, a mapping of input names to
-        arrays, or the path of a .npy or .npz file. Raises BadInput, Refused, Unreachable.
+        arrays, or the path of a .npy or .npz file. What the other arguments ask for is said in `JobTerms`.
+        Raises BadInput, Refused, Unreachable.
         """
-        terms = _terms(priority=priority, chunk_rows=chunk_rows, deadline_s=deadline_s)
+        terms = _terms(
+            priority=priority,
+            chunk_rows=chunk_rows,
+            deadline_s=deadline_s,
+            purpose=purpose,
+            price_ceiling_micro_per_kwh=price_ceiling_micro_per_kwh,
+            vehicle_share=vehicle_share,
+            max_attempts=max_attempts,
+        )
         arrays = load_rows(Path(rows)) if isinstance(rows, str | os.PathLike) else rows
         registered = self._register(model)
         try:
@@ -400,7 +419,8 @@ def _terms(**terms: object) -> JobTerms:
     try:
         return msgspec.convert(terms, JobTerms)
     except msgspec.ValidationError as error:
-        raise BadInput(f"the terms of the job do not fit: {error}") from None
+        fault = next((rule for name, rule in _TERM_RULES.items() if f"$.{name}`" in str(error)), str(error))
+        raise BadInput(f"the terms of the job do not fit: {fault}") from None
 
 
 def _named(rows: Rows, model: ModelView) -> dict[str, Array]:

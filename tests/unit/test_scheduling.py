@@ -212,7 +212,18 @@ def test_a_price_above_the_jobs_ceiling_keeps_cars_from_it() -> None:
     assert {lease.vehicle for lease in leases(core.assign(0))} == {"car-1"}  # type: ignore[arg-type]
     explanation = explain_job(core, core.jobs["j1"], 0)
     assert explanation.cars == {"busy": 1, "job_price_ceiling": 1}
-    assert "a kWh would have to cost no more than 200000 micro" in explanation.advice[1]
+    assert "a kWh would have to cost 0.2 at most" in explanation.advice[1]
+
+
+def test_a_job_that_no_car_may_do_says_so_and_has_no_end_in_sight() -> None:
+    core = core_with(*fleet(2), JobSubmitted(job(price_ceiling_micro_per_kwh=200_000)), row_ms=1.0)
+    core.fleet.live("energy_micro_per_kwh")[:] = 100_000
+    view = explain_job(core, core.jobs["j1"], 0).job
+    assert view.waiting_for == "all vehicles that may work for it are busy"
+    assert view.estimate_s is not None
+    core.fleet.live("energy_micro_per_kwh")[:] = 300_000
+    view = explain_job(core, core.jobs["j1"], 0).job
+    assert (view.waiting_for, view.estimate_s) == ("no vehicle may work for it: 2 job_price_ceiling", None)
 
 
 # Late leases --------------------------------------------------------------------------------------------------------
