@@ -40,7 +40,7 @@ async def test_every_command_answers_and_the_database_fills(
         first = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), 60)
         assert up.url in first, (tmp_path / "up.log").read_text()
         await expect_answers(up, server.url(database), tmp_path)
-        await until(lambda: measurements(server, database) >= KEPT, "everything is in the store")
+        await until(lambda: measurements(server, database) >= KEPT, "everything is in the store", deadline_s=120)
         children = descendants(up)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(asyncio.to_thread(process.wait), 30) == 0
