@@ -9,6 +9,7 @@ from coordinator.metrics import (
     JOB_WASTE,
     SERVICE,
     SERVICE_REFUSAL,
+    SERVICE_STORE,
     VEHICLE_STATE,
     VEHICLE_WORK,
 )
@@ -351,6 +352,7 @@ SERVICE_PAGE = Dashboard(
             thresholds=(Threshold(1_000, "red"),),
         ),
         Panel("Refused, by reason", _by("reason", total(SERVICE_REFUSAL, "refused")), stacked=True, bars=True),
+        Panel("Telemetry store, by event", _by("event", total(SERVICE_STORE, "events")), bars=True),
     ),
 )
 
