@@ -359,7 +359,7 @@ class Core:
             self._reasons_ms = -1
         self.foresight.look(now_ms)
         commands += self._consents.repeat(now_ms)
-        silent = self.fleet.live("online") & (self.fleet.live("seq_epoch") != self.fleet.live("epoch"))
+        silent = self.fleet.live("online") & (self.fleet.live("snapshot_epoch") != self.fleet.live("epoch"))
         return commands + self._ask_rebirth(np.flatnonzero(silent).tolist(), now_ms)
 
     # Assignment -----------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ _COLUMNS: dict[str, tuple[str, float]] = {
     "draining": ("?", False),
     "epoch": ("i8", -1),
     "seq_epoch": ("i8", -1),
+    "snapshot_epoch": ("i8", -1),
     "seq": ("i8", -1),
     "received_ms": ("i8", 0),
     "rebirth_ms": ("i8", 0),
@@ -241,13 +242,11 @@ class FleetView:
         self.column["seq_epoch"][rows] = chosen(batch.epoch)
         self.column["seq"][rows] = chosen(batch.seq)
         self.column["received_ms"][rows] = chosen(batch.received_ms)
-        self._store_signals(
-            rows, {name: chosen(values) for name, values in batch.signals.items()}, chosen(batch.snapshot)
-        )
-        for row, refusal, full in zip(
-            rows.tolist(), chosen(batch.refusal).tolist(), chosen(batch.snapshot).tolist(), strict=True
-        ):
-            if refusal is not None or full:
+        full = chosen(batch.snapshot)
+        self.column["snapshot_epoch"][rows[full]] = chosen(batch.epoch)[full]
+        self._store_signals(rows, {name: chosen(values) for name, values in batch.signals.items()}, full)
+        for row, refusal, is_full in zip(rows.tolist(), chosen(batch.refusal).tolist(), full.tolist(), strict=True):
+            if refusal is not None or is_full:
                 self.refusal[row] = refusal or ""
                 self.unwilling[row] = bool(refusal)
 

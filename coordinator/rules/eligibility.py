@@ -269,7 +269,7 @@ def _checks(
     return (
         (Reason.OFFLINE, ~column("online")),
         (Reason.CAPS_UNKNOWN, column("slots") <= 0),
-        (Reason.TELEMETRY_MISSING, column("seq_epoch") != column("epoch")),
+        (Reason.TELEMETRY_MISSING, column("snapshot_epoch") != column("epoch")),
         (Reason.TELEMETRY_STALE, column("received_ms") < now_ms - limits.stale_ms),
         (Reason.CLOCK_WRONG, ~(np.abs(column("clock_skew_ms")) <= than.clock_ms)),
         (Reason.CONSENT_MISSING, _consent_missing(column)),

@@ -83,7 +83,7 @@ def rules_besides() -> Iterator[tuple[str, dict[str, Any], bool, Reason]]:
     yield "draining", {"draining": True}, False, Reason.DRAINING
     yield "offline", {"online": False}, False, Reason.OFFLINE
     yield "no slots", {"slots": 0}, False, Reason.CAPS_UNKNOWN
-    yield "telemetry of another connection", {"seq_epoch": 0}, False, Reason.TELEMETRY_MISSING
+    yield "telemetry of another connection", {"snapshot_epoch": 0}, False, Reason.TELEMETRY_MISSING
     yield "telemetry just fresh", {"received_ms": NOW_MS - LIMITS.stale_ms}, False, Reason.ELIGIBLE
     yield "telemetry too old", {"received_ms": NOW_MS - LIMITS.stale_ms - 1}, False, Reason.TELEMETRY_STALE
     yield "no consent on record", {"policy_version": 0}, False, Reason.CONSENT_MISSING
@@ -248,3 +248,17 @@ def replace_policy(**changes: Any) -> OwnerPolicy:
 
 def test_every_reason_is_explained() -> None:
     assert set(EXPLANATIONS) == set(Reason)
+
+
+def test_a_delta_is_no_full_telemetry_of_a_new_connection() -> None:
+    core = Core()
+    for event in arrival("car"):
+        core.handle(event, 0)  # type: ignore[arg-type]
+    core.handle(VehicleState("car", State(True, 2)), 0)
+    core.handle(VehicleCaps("car", Caps(2, "1", "x86_64", "CPU", "1", 1, 4, AGREED.version)), 0)
+    lost_before = telemetry(["car"], epoch=2, seq=1)
+    lost_before.snapshot[:] = False
+    core.handle(lost_before, 0)
+    assert core.reasons(0).tolist() == [Reason.TELEMETRY_MISSING]
+    core.handle(telemetry(["car"], epoch=2, seq=2), 0)
+    assert core.reasons(0).tolist() == [Reason.ELIGIBLE]
