@@ -141,7 +141,7 @@ class ReceiptsMachine(RuleBasedStateMachine):
         self.now_ms += pass_ms
         for car, epoch in self.epochs.items():
             if epoch:
-                self.feed(*arrival(car, epoch, now_ms=self.now_ms)[1:])
+                self.feed(*arrival(car, epoch, now_ms=self.now_ms))
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data(), energy_mwh=st.integers(0, 20_000), compute_ms=st.floats(0, 5_000))

@@ -426,6 +426,19 @@ def test_an_output_row_above_a_packet_goes_by_reference_and_comes_back_when_it_c
     assert plain(commands) == [refusal(RefusalReason.INELIGIBLE, [1], "HTTP 507")]
 
 
+def test_what_was_computed_of_a_chunk_goes_before_it_is_given_back_because_of_a_failed_upload() -> None:
+    session = loaded()
+    session.handle(TaskOffered(task([Lease(1, 0, 24)])), 0)
+    wide = BatchRan({"y": np.zeros((8, 20_000), np.uint8)}, 100.0, 100.0)
+    (upload,) = [each for each in session.handle(wide, 0) if isinstance(each, ByReference)]
+    session.handle(ran(list(range(8, 16)), 1.0), 0)  # gathered
+    commands = session.handle(UploadFailed(upload.rows, "HTTP 507"), 0)
+    assert plain(commands) == [
+        ("rows", [Span(1, 8, 16)], {"y": list(range(8, 16))}, 1.0, 0),
+        refusal(RefusalReason.INELIGIBLE, [1], "HTTP 507"),
+    ]
+
+
 def test_a_full_outbox_holds_the_worker_back() -> None:
     session = loaded()
     session.handle(OutboxFilled(True), 0)
