@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -32,7 +33,11 @@ async def test_every_command_answers_and_the_database_fills(
     arguments = ["up", "--vehicles", "4", "--store", server.url(database), "--http", place]
     with (tmp_path / "up.log").open("w") as log:
         process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
-            [sys.executable, "-m", "idlewheel", *arguments], stdout=subprocess.PIPE, stderr=log, text=True
+            [sys.executable, "-m", "idlewheel", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, "IDLEWHEEL_COORDINATOR_OBSERVE_EVERY_S": "1"},  # vehicles only every sixth time
         )
     up = Up(process, f"http://{place}")
     assert process.stdout is not None
@@ -40,7 +45,7 @@ async def test_every_command_answers_and_the_database_fills(
         first = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), 60)
         assert up.url in first, (tmp_path / "up.log").read_text()
         await expect_answers(up, server.url(database), tmp_path)
-        await until(lambda: measurements(server, database) >= KEPT, "everything is in the store", deadline_s=120)
+        await until(lambda: measurements(server, database) >= KEPT, "everything is in the store")
         children = descendants(up)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(asyncio.to_thread(process.wait), 30) == 0
