@@ -113,6 +113,7 @@ class Core:
     _faults: Faults = field(init=False)
     _reasons: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
     _reasons_ms: int = -1
+    _restored: set[tuple[str, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         policy = self.policy
@@ -153,6 +154,7 @@ class Core:
                 deadline_ms = restored_deadline_ms(record.granted_ms, record.deadline_ms, now_ms, self.policy.sizing)
                 held = msgspec.structs.replace(record, deadline_ms=deadline_ms)
                 self._leases.hold(self.fleet.row(record.vehicle), [held], 0.0)
+                self._restored.add((record.job, record.chunk))
 
     def find(self, job: str) -> tuple[Job, Model] | None:
         """A running job and its model; None when the job has ended or never was."""
@@ -342,9 +344,12 @@ class Core:
     def _tick(self, now_ms: int) -> list[Command]:
         commands: list[Command] = []
         overdue = self._leases.run_out(now_ms)
+        # No car is blamed for a lease from before a restart: nobody knows whether its task was ever sent.
+        blamed = {record.vehicle for record in overdue if (record.job, record.chunk) not in self._restored}
         for vehicle in dict.fromkeys(record.vehicle for record in overdue):
             self.scheduler.rest(vehicle, now_ms)
-            commands += self._conduct.strike(vehicle, now_ms)
+            if vehicle in blamed:
+                commands += self._conduct.strike(vehicle, now_ms)
         for record in overdue:
             self.counters["lease_expired"] += 1
             commands += self._leases.release(record.job, [record.chunk], LeaseEnd.EXPIRED, now_ms)

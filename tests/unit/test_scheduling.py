@@ -13,13 +13,14 @@ from coordinator.core import Core, CorePolicy
 from coordinator.events import JobSubmitted, ModelAdded, RowsFailed, TaskRefused, Tick, VehicleCaps
 from coordinator.explain import explain_job
 from coordinator.model import JobState, LeaseEnd, LeaseRecord
+from coordinator.ports import LedgerJob, LedgerSnapshot
 from coordinator.rules.eligibility import Reason
 from coordinator.rules.failures import FailureLimits, is_lost
 from coordinator.rules.quarantine import QuarantineLimits, is_beyond_hope, quarantine_ms, reliability
 from coordinator.rules.scheduling import SchedulingLimits, copy_gains, share_cap, time_left_ms, turn_key, weight
 from coordinator.rules.sizing import SizingLimits, rows_in
 from fleet_wire.messages import Cancel, Caps, Failure, Refusal, RefusalReason, Span
-from tests.unit.coordinator_scenes import MODEL, arrival, job, rows_of, telemetry
+from tests.unit.coordinator_scenes import AGREED, MODEL, arrival, job, rows_of, telemetry
 
 LIMITS = SchedulingLimits()
 MEASURED_MS = 100.0
@@ -374,3 +375,16 @@ def test_a_model_that_fails_on_every_row_is_given_up_early() -> None:
     assert np.all(core.fleet.live("quarantined_until_ms") == 0)
     assert is_lost(1000, 5, FailureLimits())
     assert not is_lost(999, 1, FailureLimits())
+
+
+def test_nobody_is_blamed_for_leases_from_before_a_restart_that_run_out() -> None:
+    core = Core(CorePolicy())
+    held = tuple(LeaseRecord("j1", chunk, chunk, chunk + 1, "car-0", 1, 0, 1_000 * chunk) for chunk in range(1, 6))
+    running = LedgerJob(job(rows=9), (), held, 6, 0, 0, 0, 0)
+    core.restore(LedgerSnapshot((MODEL,), (running,), 1, policies=(("car-0", AGREED),)), 0)
+    for event in arrival("car-0")[:-1]:  # but for the consent
+        core.handle(event, 0)  # type: ignore[arg-type]
+    for now_ms in range(0, 60_000, 500):
+        core.handle(Tick(), now_ms)
+    assert core.counters["lease_expired"] == 5
+    assert core.fleet.live("strikes").tolist() == [0]
