@@ -17,7 +17,7 @@ from typing import Final, Literal
 from fleet_link import ConnectOptions, LinkError, connect
 from idlewheel.processes import dying_with_us
 
-__all__ = ["Broker", "BrokerFailed", "BrokerKind", "find_mosquitto", "is_answering", "start_broker"]
+__all__ = ["Broker", "BrokerFailed", "BrokerKind", "find_mosquitto", "free_port", "is_answering", "start_broker"]
 
 BrokerKind = Literal["mosquitto", "embedded"]
 
@@ -165,7 +165,7 @@ async def start_broker(
     """
     if kind == "auto":
         kind = "embedded" if find_mosquitto() is None else "mosquitto"
-    port = _free_port()
+    port = free_port()
     command = (
         _mosquitto(directory, port, persistence=persistence) if kind == "mosquitto" else _embedded(directory, port)
     )
@@ -202,7 +202,8 @@ async def is_answering(host: str, port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Final
 import httpx
 import pytest
 
+from idlewheel.brokers import free_port
 from idlewheel.processes import dying_with_us
 
 __all__ = ["VERSIONS", "InfluxProcess", "find_influxd", "require_influxd"]
@@ -65,7 +65,7 @@ class InfluxProcess:
     """A server on free loopback ports, which stay the same over `kill` and `start`. Its files are in `folder`."""
 
     def __init__(self, program: str, folder: Path, *, auth: bool = False, most_body_bytes: int = 25_000_000) -> None:
-        self.port: Final = _free_port()
+        self.port: Final = free_port()
         self.http: Final = f"http://127.0.0.1:{self.port}"
         self._log = folder / "influxd.log"
         config = folder / "influxd.conf"
@@ -73,7 +73,7 @@ class InfluxProcess:
             _CONFIG.format(
                 folder=folder,
                 port=self.port,
-                rpc_port=_free_port(),
+                rpc_port=free_port(),
                 auth=str(auth).lower(),
                 most_body_bytes=most_body_bytes,
             )
@@ -134,9 +134,3 @@ class InfluxProcess:
         answer = httpx.post(f"{self.http}/query", data={"q": text, "db": database, "epoch": "ns"}, timeout=60).json()
         assert "error" not in answer, answer
         return [series for result in answer["results"] for series in result.get("series", ())]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

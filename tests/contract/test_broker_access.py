@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fleet_link import ConnectOptions, LinkRefused, LinkUnreachable, Session, connect
+from idlewheel.brokers import free_port
 
 CONFIGURATION = Path(__file__).parents[2] / "broker_config"
 VEH = "iw/v1/demo/veh"
@@ -34,9 +34,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 async def options(certificates: Path, mosquitto_program: str, tmp_path: Path) -> AsyncIterator[Options]:
     """Start the fleet's broker; give the options with which an identity connects to it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     text = (CONFIGURATION / "mosquitto.conf").read_text()
     for theirs, ours in {
         "listener 8883": f"user root\nlistener {port} 127.0.0.1",

@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import os
 import random
-import socket
 import subprocess
 import sys
 import threading
@@ -28,7 +27,7 @@ from fleet_link import Tracer, open_spans
 from fleet_link.otel import OtelSpans
 from fleet_wire.api import JobView
 from fleet_wire.bundle import encode_bundle
-from idlewheel.brokers import Broker
+from idlewheel.brokers import Broker, free_port
 from tests.integration.direct_desk import double_model
 from tests.integration.test_agent_end_to_end import Car
 from vehicle_agent.daemon import run_agent
@@ -118,9 +117,7 @@ def collector() -> Iterator[Collector]:
 async def traced(broker: Broker, tmp_path: Path) -> AsyncIterator[Traced]:
     exporter = InMemorySpanExporter()
     spans = OtelSpans("test", SimpleSpanProcessor(exporter))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     fleet_policy = tmp_path / "fleet-policy.json"
     fleet_policy.write_text('{"owner": "operator", "purposes": ["general"]}')
     coordinator = CoordinatorSettings(

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from idlewheel import Client
-from idlewheel.brokers import Broker
+from idlewheel.brokers import Broker, free_port
 
 DEADLINE_S = 60.0
 
@@ -31,7 +30,7 @@ class Deployment:
         self.broker = broker
         self.directory = directory
         self.processes: dict[str, asyncio.subprocess.Process] = {}
-        self.http_port = _free_port()
+        self.http_port = free_port()
         self.url = f"http://127.0.0.1:{self.http_port}"
         self.client = Client(self.url)
 
@@ -118,9 +117,3 @@ async def deployment(broker: Broker, directory: Path, cars: int, store: str = ""
         yield running
     finally:
         await running.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

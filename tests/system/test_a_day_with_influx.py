@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
+from idlewheel.brokers import free_port
 from tests.influx import VERSIONS, InfluxProcess
 from tests.system.deployment import until
 from tests.system.test_up_and_submit import Up, descendants, expect_gone, mixed_model, mixed_rows
@@ -27,9 +27,7 @@ async def test_every_command_answers_and_the_database_fills(
     version: str, influx_of: Callable[[str], InfluxProcess], tmp_path: Path
 ) -> None:
     server, database = influx_of(version), f"day_{uuid4().hex}"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    place = f"127.0.0.1:{free_port()}"
     arguments = ["up", "--vehicles", "4", "--store", server.url(database), "--http", place]
     with (tmp_path / "up.log").open("w") as log:
         process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once

@@ -5,7 +5,6 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -19,6 +18,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
+from idlewheel.brokers import free_port
 from tests.conftest import require_mosquitto
 
 ROWS = 300
@@ -94,9 +94,7 @@ class Up:
 async def up(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Up]:
     if request.param == "mosquitto":
         require_mosquitto()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     arguments = ["up", "--vehicles", "4", "--http", f"127.0.0.1:{port}", "--broker", request.param]
     with (tmp_path / "up.log").open("w") as log:
         process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
