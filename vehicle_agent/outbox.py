@@ -9,29 +9,25 @@ may come after later ones.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fleet_link import LinkError, LinkLost, LinkRefused
 from fleet_link import Session as Link
 from fleet_wire.codec import RESULT
-from vehicle_agent.spool import Spool
+from vehicle_agent.spool import Outgoing, Properties, Spool
 
 __all__ = ["Outbox"]
 
 _NOBODY_SUBSCRIBED = 0x10
 _SPOOLED_AT_ONCE = 32
 
-Properties = Sequence[tuple[str, str]]
-
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    topic: str
-    payload: bytes
+    message: Outgoing
     outlives_link: bool
     spool_id: int | None = None
-    properties: Properties = ()
 
 
 class Outbox:
@@ -61,11 +57,8 @@ class Outbox:
         self._settled = asyncio.Event()
 
     def put(self, topic: str, payload: bytes, *, outlives_link: bool, properties: Properties = ()) -> None:
-        """Send a message; without a link spool it, or forget it when it means nothing on another connection.
-
-        Its user properties are not spooled.
-        """
-        entry = _Entry(topic, payload, outlives_link, properties=properties)
+        """Send a message; without a link spool it, or forget it when it means nothing on another connection."""
+        entry = _Entry(Outgoing(topic, payload, properties), outlives_link)
         if self._link is None:
             self._store([entry])
             return
@@ -100,14 +93,14 @@ class Outbox:
             await self._settled.wait()
 
     def _store(self, entries: list[_Entry]) -> None:
-        kept = [(each.topic, each.payload) for each in entries if each.outlives_link and each.spool_id is None]
+        kept = [each.message for each in entries if each.outlives_link and each.spool_id is None]
         if kept:
             self._spool.put(kept)
             self._counters["spooled"] += len(kept)
 
     def _append(self, entry: _Entry) -> None:
         self._waiting.append(entry)
-        self._bytes += len(entry.payload)
+        self._bytes += len(entry.message.payload)
 
     def _pump(self) -> None:
         """Hand messages to the link while the window is open."""
@@ -116,10 +109,10 @@ class Outbox:
             entry = self._waiting.popleft()
             try:
                 answer = self._link.publish_soon(
-                    entry.topic,
-                    entry.payload,
+                    entry.message.topic,
+                    entry.message.payload,
                     content_type=RESULT.content_type,
-                    user_properties=entry.properties,
+                    user_properties=entry.message.properties,
                 )
             except LinkLost:
                 self._waiting.appendleft(entry)  # whoever receives on the link learns of it and calls `offline`
@@ -136,12 +129,10 @@ class Outbox:
         """Take spooled messages into memory, some at a time; those spooled since `retry` wait for the next one."""
         if self._link is None or self._from_spool or self._last_spooled >= self._spooled_until:
             return
-        for message_id, topic, payload in self._spool.between(
-            self._last_spooled, self._spooled_until, _SPOOLED_AT_ONCE
-        ):
+        for message_id, message in self._spool.between(self._last_spooled, self._spooled_until, _SPOOLED_AT_ONCE):
             self._last_spooled = message_id
             self._from_spool += 1
-            self._append(_Entry(topic, payload, True, message_id))
+            self._append(_Entry(message, True, message_id))
         if not self._from_spool:
             self._last_spooled = self._spooled_until
 
@@ -165,14 +156,14 @@ class Outbox:
             self._settled.set()
 
     def _forget(self, entry: _Entry) -> None:
-        self._bytes -= len(entry.payload)
+        self._bytes -= len(entry.message.payload)
         if entry.spool_id is not None:
             self._from_spool -= 1
             self._spool.remove(entry.spool_id)
 
     def _keep_for_later(self, entry: _Entry) -> None:
         """Spool a message that nobody heard; `retry` sends it."""
-        self._bytes -= len(entry.payload)
+        self._bytes -= len(entry.message.payload)
         if entry.spool_id is not None:
             self._from_spool -= 1
         self._store([entry])

@@ -6,21 +6,39 @@ After a power cut the newest ones may be missing: their rows are leased again, s
 
 import sqlite3
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Spool"]
+import msgspec
+
+__all__ = ["Outgoing", "Properties", "Spool"]
+
+Properties = tuple[tuple[str, str], ...]
 
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
 CREATE TABLE IF NOT EXISTS message (id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, payload BLOB NOT NULL);
 """
+# Files from before traces were kept have no such column.
+_PROPERTIES = "ALTER TABLE message ADD COLUMN properties BLOB NOT NULL DEFAULT '[]'"
+_COLUMNS = "SELECT name FROM pragma_table_info('message')"
 _TOTAL = "SELECT coalesce(sum(length(payload)), 0) FROM message"
-_PUT = "INSERT INTO message (topic, payload) VALUES (?, ?)"
-_BETWEEN = "SELECT id, topic, payload FROM message WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
+_PUT = "INSERT INTO message (topic, payload, properties) VALUES (?, ?, ?)"
+_BETWEEN = "SELECT id, topic, payload, properties FROM message WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
 _LAST = "SELECT coalesce(max(id), 0) FROM message"
 _OLDEST = "SELECT id, length(payload) FROM message ORDER BY id LIMIT 1"
 _REMOVE = "DELETE FROM message WHERE id = ? RETURNING length(payload)"
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message as it is published, with its user properties."""
+
+    topic: str
+    payload: bytes
+    properties: Properties = ()
 
 
 class Spool:
@@ -37,13 +55,17 @@ class Spool:
         """Open or create the file."""
         database = sqlite3.connect(path, isolation_level=None)
         database.executescript(_SCHEMA)
+        if ("properties",) not in database.execute(_COLUMNS).fetchall():
+            database.execute(_PROPERTIES)
         return cls(database, max_bytes, counters)
 
-    def put(self, messages: list[tuple[str, bytes]]) -> None:
-        """Store messages (topic, payload) in one transaction, and shed what is too much then."""
+    def put(self, messages: Sequence[Outgoing]) -> None:
+        """Store messages in one transaction, and shed what is too much then."""
         with self._transaction():
-            self._database.executemany(_PUT, messages)
-            self._bytes += sum(len(payload) for _, payload in messages)
+            self._database.executemany(
+                _PUT, [(each.topic, each.payload, msgspec.json.encode(each.properties)) for each in messages]
+            )
+            self._bytes += sum(len(each.payload) for each in messages)
             while self._bytes > self._max_bytes:
                 oldest, size = self._database.execute(_OLDEST).fetchone()
                 self._database.execute(_REMOVE, (oldest,)).fetchall()
@@ -54,9 +76,12 @@ class Spool:
         """Return the newest message's id, 0 when there is none."""
         return int(self._database.execute(_LAST).fetchone()[0])
 
-    def between(self, after_id: int, last_id: int, limit: int) -> list[tuple[int, str, bytes]]:
-        """Return the oldest messages with ids past `after_id` and up to `last_id`, as (id, topic, payload)."""
-        return self._database.execute(_BETWEEN, (after_id, last_id, limit)).fetchall()
+    def between(self, after_id: int, last_id: int, limit: int) -> list[tuple[int, Outgoing]]:
+        """Return the oldest messages with ids past `after_id` and up to `last_id`, each with its id."""
+        return [
+            (message_id, Outgoing(topic, payload, msgspec.json.decode(properties, type=Properties)))
+            for message_id, topic, payload, properties in self._database.execute(_BETWEEN, (after_id, last_id, limit))
+        ]
 
     def remove(self, message_id: int) -> None:
         """Forget a message, which may have been shed already."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from fleet_link import ConnectOptions, connect
+from fleet_link import ConnectOptions, Message, connect
 from fleet_link import Session as Link
 from idlewheel.brokers import Broker
 from vehicle_agent.outbox import Outbox
-from vehicle_agent.spool import Spool
+from vehicle_agent.spool import Outgoing, Spool
 
 TOPIC = "iw/v1/test/job/j/res/car"
+TRACE = (("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"), ("tracestate", "vendor=opaque"))
 
 
 @pytest.fixture
@@ -32,14 +34,17 @@ def spool(tmp_path: Path, counters: Counter[str]) -> Iterator[Spool]:
 
 
 def kept(spool: Spool) -> list[bytes]:
-    return [payload for _, _, payload in spool.between(0, spool.last_id(), 1000)]
+    return [message.payload for _, message in spool.between(0, spool.last_id(), 1000)]
+
+
+def rows(payload: bytes) -> Outgoing:
+    return Outgoing(TOPIC, payload)
 
 
 def test_messages_come_back_in_order_until_they_are_removed(spool: Spool) -> None:
-    spool.put([(TOPIC, b"1"), (TOPIC, b"2")])
-    spool.put([(TOPIC, b"3")])
-    (first, *_) = spool.between(0, spool.last_id(), 1)
-    assert first == (1, TOPIC, b"1")
+    spool.put([Outgoing(TOPIC, b"1", TRACE), rows(b"2")])
+    spool.put([rows(b"3")])
+    assert spool.between(0, spool.last_id(), 2) == [(1, Outgoing(TOPIC, b"1", TRACE)), (2, rows(b"2"))]
     spool.remove(1)
     spool.remove(1)
     assert kept(spool) == [b"2", b"3"]
@@ -47,10 +52,10 @@ def test_messages_come_back_in_order_until_they_are_removed(spool: Spool) -> Non
 
 def test_above_the_bound_the_oldest_are_shed_and_counted(spool: Spool, counters: Counter[str]) -> None:
     for number in range(5):
-        spool.put([(TOPIC, bytes([number]) * 300)])
+        spool.put([rows(bytes([number]) * 300)])
     assert [payload[0] for payload in kept(spool)] == [2, 3, 4]
     assert counters["spool_shed"] == 2
-    spool.put([(TOPIC, bytes(2000))])
+    spool.put([rows(bytes(2000))])
     assert kept(spool) == []
 
 
@@ -59,18 +64,30 @@ def test_what_was_put_in_survives_a_kill(tmp_path: Path, counters: Counter[str])
 import os, signal, sys
 from collections import Counter
 from pathlib import Path
-from vehicle_agent.spool import Spool
+from vehicle_agent.spool import Outgoing, Spool
 spool = Spool.open(Path(sys.argv[1]), 1000, Counter())
-spool.put([("t", b"a"), ("t", b"b")])
+spool.put([Outgoing("t", b"a"), Outgoing("t", b"b")])
 os.kill(os.getpid(), signal.SIGKILL)
 """
     ended = subprocess.run([sys.executable, "-c", script, str(tmp_path / "spool")], check=False)
     assert ended.returncode == -9
     spool = Spool.open(tmp_path / "spool", 1000, counters)
     assert kept(spool) == [b"a", b"b"]
-    spool.put([(TOPIC, bytes(1000))])  # the bytes from before the kill count
+    spool.put([rows(bytes(1000))])  # the bytes from before the kill count
     assert counters["spool_shed"] == 2
     spool.close()
+
+
+def test_a_file_from_before_traces_were_kept_is_taken_over(tmp_path: Path, counters: Counter[str]) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "spool")) as older:
+        older.execute(
+            "CREATE TABLE message (id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, payload BLOB NOT NULL)"
+        )
+        older.execute("INSERT INTO message (topic, payload) VALUES (?, ?)", (TOPIC, b"old"))
+        older.commit()
+    for _ in range(2):
+        with contextlib.closing(Spool.open(tmp_path / "spool", 1000, counters)) as spool:
+            assert spool.between(0, spool.last_id(), 2) == [(1, rows(b"old"))]
 
 
 @pytest.fixture
@@ -88,14 +105,18 @@ async def listener(broker: Broker) -> AsyncIterator[Link]:
     await session.close()
 
 
-async def hear(link: Link, count: int) -> list[bytes]:
-    heard: list[bytes] = []
+async def receive(link: Link, count: int) -> list[Message]:
+    heard: list[Message] = []
     async with asyncio.timeout(10):
         while len(heard) < count:
             messages = await link.receive()
-            heard += [message.payload for message in messages]
+            heard += messages
             link.acknowledge(messages)
     return heard
+
+
+async def hear(link: Link, count: int) -> list[bytes]:
+    return [message.payload for message in await receive(link, count)]
 
 
 async def test_what_was_spooled_is_sent_first_and_removed_when_acknowledged(
@@ -116,11 +137,28 @@ async def test_what_was_spooled_is_sent_first_and_removed_when_acknowledged(
     assert kept(spool) == []
 
 
+async def test_what_was_spooled_still_belongs_to_its_trace(
+    broker: Broker, spool: Spool, link: Link, counters: Counter[str]
+) -> None:
+    outbox = Outbox(spool, counters, lambda full: None, window=1)
+    async with listener(broker) as side:
+        outbox.online(link)
+        outbox.put(TOPIC, b"sent", outlives_link=True, properties=TRACE)
+        outbox.put(TOPIC, b"not sent", outlives_link=True, properties=TRACE)
+        outbox.offline()
+        outbox.put(TOPIC, b"later", outlives_link=True, properties=TRACE)
+        outbox.put(TOPIC, b"untraced", outlives_link=True)
+        outbox.online(link)
+        await outbox.flush()
+        told = {each.payload: tuple(each.user_properties) for each in await receive(side, 5)}
+    assert told == {b"sent": TRACE, b"not sent": TRACE, b"later": TRACE, b"untraced": ()}
+
+
 async def test_what_is_not_acknowledged_when_the_link_breaks_is_spooled_once(
     broker: Broker, spool: Spool, link: Link, counters: Counter[str]
 ) -> None:
     outbox = Outbox(spool, counters, lambda full: None, window=2)
-    spool.put([(TOPIC, b"old")])
+    spool.put([rows(b"old")])
     outbox.online(link)
     for number in range(5):
         outbox.put(TOPIC, b"%d" % number, outlives_link=number != 3)
@@ -170,7 +208,7 @@ async def test_a_message_above_what_the_server_takes_is_counted_and_left_out(
     spool = Spool.open(tmp_path / "spool", 1 << 20, counters)
     link = await connect(ConnectOptions(broker.host, broker.port, "car", max_packet_size=1000))
     outbox = Outbox(spool, counters, lambda full: None)
-    spool.put([(TOPIC, bytes(2000))])
+    spool.put([rows(bytes(2000))])
     async with listener(broker) as side:
         outbox.online(link)
         outbox.put(TOPIC, bytes(2000), outlives_link=True)
