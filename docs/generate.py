@@ -31,8 +31,28 @@ _PARAMETERS = {
 _INTRODUCTION = """\
 Seen from a vehicle's agent: it sends what the operations with `action: send` say and receives the others.
 Payloads are MessagePack; the schemas describe the decoded value. Maps have string keys; unknown ones are ignored.
-Where a schema says `format: binary`, the value is MessagePack bin. docs/wire.md has the rules that no schema can say.
+Where a schema says `format: binary`, the value is MessagePack bin. A message's headers are its MQTT user properties.
+docs/wire.md has the rules that no schema can say.
 """
+_TRACED = (codec.TASK, codec.RESULT)
+_TRACE_PROPERTIES = {
+    "title": "TraceProperties",
+    "description": "The W3C trace that the message belongs to, level 1. A malformed one is ignored and harms nothing.",
+    "type": "object",
+    "properties": {
+        "traceparent": {
+            "description": "The sender's span; at most one. A later version is read as far as this one goes.",
+            "type": "string",
+            "pattern": "^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$",
+        },
+        "tracestate": {
+            "description": "What the client sent, carried on as it came; at most 32 members.",
+            "type": "string",
+            "maxLength": 512,
+        },
+    },
+    "dependencies": {"tracestate": ["traceparent"]},
+}
 
 
 @dataclass(frozen=True)
@@ -192,17 +212,26 @@ def _operation(channel: Channel) -> dict[str, Any]:
 
 
 def _message(kind: MessageKind[Any], struct: type[msgspec.Struct]) -> dict[str, Any]:
-    return {
+    message: dict[str, Any] = {
         "name": struct.__name__,
         "contentType": kind.content_type,
         "summary": msgspec.json.schema(struct)["$defs"][struct.__name__]["description"].splitlines()[0],
         "payload": {"$ref": f"#/components/schemas/{struct.__name__}"},
     }
+    if kind in _TRACED:
+        message["headers"] = {"$ref": "#/components/schemas/TraceProperties"}
+    if kind is codec.TASK:
+        first_chunk = {"description": "The first lease's chunk, big-endian", "type": "string", "format": "binary"}
+        answer_on = next(channel.topic for channel in CHANNELS if channel.kind is codec.RESULT)
+        binding = {"responseTopic": answer_on, "correlationData": first_chunk | {"minLength": 8, "maxLength": 8}}
+        message["bindings"] = {"mqtt": binding | {"bindingVersion": "0.2.0"}}
+    return message
 
 
 def _schemas() -> dict[str, Any]:
     structs = [struct for channel in CHANNELS for struct in channel.structs]
     _, schemas = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
+    schemas["TraceProperties"] = _TRACE_PROPERTIES
     return {name: _as_draft_7(_tidy(schema)) for name, schema in sorted(schemas.items())}
 
 

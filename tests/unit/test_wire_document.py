@@ -4,6 +4,7 @@ import importlib.util
 import re
 from enum import Enum
 from pathlib import Path
+from random import Random
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 import yaml
 from msgspec import inspect
+from msgspec.structs import replace
 
 from fleet_wire import api, codec, messages, policy
 from fleet_wire.bundle import PREFIX_BYTES, BundleEntry, decode_bundle
@@ -21,6 +23,7 @@ from fleet_wire.messages import BlobRef, Lease, Rows, Span, State, Task, Telemet
 from fleet_wire.signals import DEAD_BANDS, Signals
 from fleet_wire.tensors import DTYPES, Tensor
 from fleet_wire.topics import FleetTopics, VehicleChannel
+from fleet_wire.trace import new_trace, parse_trace
 
 DOCS = Path(__file__).parents[2] / "docs"
 WIRE = (DOCS / "wire.md").read_text(encoding="utf-8")
@@ -260,3 +263,22 @@ def test_its_schemas_take_the_examples(name: str) -> None:
     validator = jsonschema.Draft7Validator(schema)
     validator.validate(plain)
     assert not validator.is_valid(plain | {"epoch": -1})
+
+
+def test_tasks_and_their_answers_carry_their_trace_in_user_properties() -> None:
+    said = {name: message.get("headers") for name, message in ASYNCAPI["components"]["messages"].items()}
+    traced = {name for name, headers in said.items() if headers == {"$ref": "#/components/schemas/TraceProperties"}}
+    assert traced == {"Task", "Rows", "Refusal", "Failure"}
+    assert {said[name] for name in said.keys() - traced} == {None}
+    validator = jsonschema.Draft7Validator(ASYNCAPI["components"]["schemas"]["TraceProperties"])
+    trace = new_trace(Random(1))
+    for state, takes in (("", True), ("a=b", True), ("a=" + "b" * 511, False)):
+        properties = dict(replace(trace, state=state).properties)
+        assert validator.is_valid(properties) == takes
+        assert (parse_trace(properties["traceparent"], state).state == state) == takes
+    assert validator.is_valid({})
+    assert not validator.is_valid({"tracestate": "a=b"})
+    for malformed in (trace.traceparent.upper(), f"00-{'0' * 32}-{trace.span_id}-01"):
+        assert not validator.is_valid({"traceparent": malformed})
+        with pytest.raises(ValueError, match="malformed"):
+            parse_trace(malformed)
