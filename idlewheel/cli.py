@@ -3,6 +3,7 @@
 Exit codes: 0 all is well, 1 the job did not end well, 2 bad input, 3 no coordinator, 130 interrupted.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -101,6 +102,7 @@ def submit(
             price_ceiling_micro_per_kwh=ceiling,
             vehicle_share=vehicle_share,
             max_attempts=max_attempts,
+            trace=_trace(),
         )
         if out is None:
             _print(_to_json(job.status()) if as_json else job.id)
@@ -247,6 +249,17 @@ def _client(url: str | None) -> "Client":
     from idlewheel.client import Client  # noqa: PLC0415 - httpx and numpy are slow to load
 
     return Client(url)
+
+
+def _trace() -> dict[str, str]:
+    """The trace that CI tools start a command in; the standard has a malformed one ignored."""
+    from idlewheel.traces import environment_trace  # noqa: PLC0415 - loads the protocol
+
+    try:
+        return environment_trace(os.environ)
+    except BadInput as error:
+        typer.echo(f"idlewheel: TRACEPARENT is ignored: {error}", err=True)
+        return {}
 
 
 def _check_out(out: Path | None) -> None:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -39,6 +40,7 @@ from fleet_wire.errors import WireError
 from fleet_wire.tensors import Array, decode_tensors
 from idlewheel.errors import BadInput, JobFailed, Refused, Unreachable
 from idlewheel.rows_files import as_rows, load_rows
+from idlewheel.traces import current_trace, given_trace
 
 __all__ = ["DEFAULT_URL", "Client", "Job"]
 
@@ -94,12 +96,14 @@ class Client:
         price_ceiling_micro_per_kwh: int | None = None,
         vehicle_share: float = 1.0,
         max_attempts: int = 3,
+        trace: Mapping[str, str] | None = None,
     ) -> "Job":
         """Run an ONNX model over rows.
 
         `model` is a path or the bytes. `rows` is an array for a model with one input, a mapping of input names to
-        arrays, or the path of a .npy or .npz file. What the other arguments ask for is said in `JobTerms`.
-        Raises BadInput, Refused, Unreachable.
+        arrays, or the path of a .npy or .npz file. `trace` has `traceparent` and `tracestate` of the trace that the
+        job belongs to; without it that is the one of OpenTelemetry's current span, if there is any. What the other
+        arguments ask for is said in `JobTerms`. Raises BadInput, Refused, Unreachable.
         """
         terms = _terms(
             priority=priority,
@@ -110,6 +114,7 @@ class Client:
             vehicle_share=vehicle_share,
             max_attempts=max_attempts,
         )
+        headers = current_trace() if trace is None else given_trace(trace)
         arrays = load_rows(Path(rows)) if isinstance(rows, str | os.PathLike) else rows
         registered = self._register(model)
         try:
@@ -119,7 +124,7 @@ class Client:
         digest = hashlib.sha256(bundle).hexdigest()
         self._upload(digest, len(bundle), lambda: _blocks(bundle))
         request = JobRequest(registered.digest, digest, terms, name)
-        view = self._ask("POST", "/v1/jobs", JobView, request)
+        view = self._ask("POST", "/v1/jobs", JobView, request, headers)
         return Job(self, view.id)
 
     def job(self, job: str) -> "Job":
@@ -221,10 +226,18 @@ class Client:
         with self._exchange("PUT", path, content=content(), headers={"content-length": str(size)}) as answer:
             _check(answer, self.url)
 
-    def _ask(self, method: str, path: str, kind: type[_View], request: object = None) -> _View:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        kind: type[_View],
+        request: object = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> _View:
         """One JSON exchange."""
         body = None if request is None else msgspec.json.encode(request)
-        headers = {} if body is None else {"content-type": "application/json"}
+        if body is not None:
+            headers = {"content-type": "application/json", **headers}
         with self._exchange(method, path, content=body, headers=headers) as answer:
             _check(answer, self.url)
             try:

@@ -20,6 +20,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, use_span
 
 from coordinator.daemon import run_coordinator
 from coordinator.settings import CoordinatorSettings
@@ -27,6 +28,7 @@ from fleet_link import Tracer, open_spans
 from fleet_link.otel import OtelSpans
 from fleet_wire.api import JobView
 from fleet_wire.bundle import encode_bundle
+from idlewheel import BadInput, Client
 from idlewheel.brokers import Broker, free_port
 from tests.integration.direct_desk import double_model
 from tests.integration.test_agent_end_to_end import Car
@@ -35,7 +37,9 @@ from vehicle_agent.settings import AgentSettings
 
 DEADLINE_S = 60.0
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+OTHER_TRACE = "0af7651916cd43dd8448eb211c80319c"
 CLIENT_SPAN = "00f067aa0ba902b7"
+ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 
 class Traced:
@@ -77,6 +81,14 @@ class Traced:
                 if {span.name for span in found} >= wanted:
                     return found
                 await asyncio.sleep(0.02)
+
+    async def parent_of_submit(self, job: str) -> tuple[str, str, str] | None:
+        """Trace id, span id and state of the span that a job was submitted in."""
+        (submit,) = (span for span in await self.spans(job, {"submit"}) if span.name == "submit")
+        if submit.parent is None:
+            return None
+        trace_id, span_id = format(submit.parent.trace_id, "032x"), format(submit.parent.span_id, "016x")
+        return trace_id, span_id, submit.parent.trace_state.to_header()
 
 
 class Collector(ThreadingHTTPServer):
@@ -179,6 +191,56 @@ async def test_a_trace_begins_here_when_the_client_names_none_or_a_malformed_one
 
 
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+async def test_the_client_submits_in_the_trace_of_the_current_span_or_in_the_one_it_is_given(traced: Traced) -> None:
+    state = TraceState([("vendor", "opaque")])
+    current = SpanContext(int(TRACE, 16), int(CLIENT_SPAN, 16), False, TraceFlags(TraceFlags.SAMPLED), state)
+    given = {"traceparent": f"00-{OTHER_TRACE}-{CLIENT_SPAN}-01", "tracestate": "other=state", "baggage": "name=Ann"}
+
+    def submit(trace: dict[str, str] | None) -> str:
+        with Client(str(traced.http.base_url)) as client:
+            return client.submit(double_model(), ROWS, trace=trace).id
+
+    with use_span(NonRecordingSpan(current)):
+        jobs = [await asyncio.to_thread(submit, trace) for trace in (None, given, {})]
+    jobs.append(await asyncio.to_thread(submit, None))
+    parents = [await traced.parent_of_submit(job) for job in jobs]
+    assert parents == [(TRACE, CLIENT_SPAN, "vendor=opaque"), (OTHER_TRACE, CLIENT_SPAN, "other=state"), None, None]
+
+
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+async def test_the_command_submits_in_the_trace_that_its_environment_names(traced: Traced, tmp_path: Path) -> None:
+    (tmp_path / "double.onnx").write_bytes(double_model())
+    np.save(tmp_path / "rows.npy", ROWS)
+    command = [sys.executable, "-m", "idlewheel", "submit", "double.onnx", "rows.npy", "--no-wait", "--url"]
+
+    async def submit(variables: dict[str, str]) -> tuple[str, str]:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            str(traced.http.base_url),
+            cwd=tmp_path,
+            env=os.environ | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        assert process.returncode == 0, err
+        return out.decode().strip(), err.decode()
+
+    named, said = await submit({"TRACEPARENT": f"00-{TRACE}-{CLIENT_SPAN}-01", "TRACESTATE": "vendor=opaque"})
+    assert said == ""
+    malformed, said = await submit({"TRACEPARENT": "00-not-a-trace"})
+    assert "TRACEPARENT is ignored" in said
+    assert "00-not-a-trace" in said
+    assert await traced.parent_of_submit(named) == (TRACE, CLIENT_SPAN, "vendor=opaque")
+    assert await traced.parent_of_submit(malformed) is None
+
+
+async def test_a_malformed_trace_is_bad_input() -> None:
+    with Client("http://127.0.0.1:1") as client, pytest.raises(BadInput, match="malformed traceparent: 'x'"):
+        client.submit(double_model(), ROWS, trace={"traceparent": "x"})
+
+
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 async def test_what_the_client_does_not_sample_is_not_recorded(traced: Traced) -> None:
     quiet = await traced.job(4, {"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-00"})
     loud = await traced.job(4, {})
@@ -207,8 +269,10 @@ def test_spans_are_exported_where_the_environment_asks_for_it(environment: dict[
 
 def test_nothing_of_opentelemetry_is_imported_unless_it_is_configured() -> None:
     program = (
-        "import sys, coordinator.daemon, idlewheel.agent_host; from fleet_link import open_spans;"
-        "assert open_spans('test', {}) is None; print([name for name in sys.modules if 'opentelemetry' in name])"
+        "import sys, coordinator.daemon, idlewheel.agent_host, idlewheel.client; from fleet_link import open_spans;"
+        "from idlewheel.traces import current_trace;"
+        "assert open_spans('test', {}) is None; assert current_trace() == {};"
+        "print([name for name in sys.modules if 'opentelemetry' in name])"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     said = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True)
