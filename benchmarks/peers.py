@@ -9,7 +9,6 @@ import contextlib
 import multiprocessing
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import numpy as np
 from benchmarks import work
 from benchmarks.child import ProcessFailed, hear, say, spawn
 from benchmarks.figures import Figure, Plan, listed, middle
+from idlewheel.brokers import free_port
 
 WORKERS: Final = 2
 WARM_ITEMS: Final = 200
@@ -92,9 +92,7 @@ def celery(do: Work) -> Iterator[Run]:
     server = shutil.which("redis-server")
     if server is None:
         raise NotInstalled("redis-server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     os.environ["IDLEWHEEL_BENCH_REDIS"] = f"redis://127.0.0.1:{port}/0"
     from celery.result import ResultSet
 

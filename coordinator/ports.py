@@ -1,6 +1,6 @@
 """What the daemon needs from outside, as protocols. Adapters implement them; tests hold each to one body."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -215,9 +215,6 @@ class BlobStore(Protocol):
     async def put(self, chunks: AsyncIterator[bytes], digest: str) -> BlobView:
         """Keep the bytes if they have this digest. Raises Rejected("digest_mismatch"), StoreUnavailable."""
 
-    async def put_bytes(self, data: bytes) -> BlobView:
-        """Keep bytes of our own."""
-
     async def size(self, digest: str) -> int:
         """Length in bytes. Raises ResourceMissing."""
 
@@ -226,9 +223,6 @@ class BlobStore(Protocol):
 
     def stream(self, digest: str, start: int, stop: int) -> AsyncIterator[bytes]:
         """The same in pieces. Raises ResourceMissing at the first piece."""
-
-    async def delete(self, digests: Iterable[str]) -> None:
-        """Forget blobs; those that are not there are passed over."""
 
 
 class InputReader(Protocol):

@@ -74,16 +74,6 @@ class Session(asyncio.Protocol):
         self._heard_at_s = 0.0
         self._keep_alive: asyncio.TimerHandle | None = None
 
-    @property
-    def closed(self) -> LinkLost | None:
-        """Why the connection has ended; None while it is open."""
-        return self._closed
-
-    async def wait_closed(self) -> LinkLost:
-        """Wait until the connection has ended, and return why."""
-        await self._gone.wait()
-        return self._lost()
-
     # -- receiving ------------------------------------------------------------------------------------------------
 
     async def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:

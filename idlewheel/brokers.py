@@ -93,7 +93,7 @@ class Broker:
 
     @property
     def pid(self) -> int:
-        """Process id of the running broker, for tests that hurt it."""
+        """Process id of the running broker, for those who measure it."""
         assert self._process is not None
         return self._process.pid
 
@@ -138,11 +138,6 @@ class Broker:
         if self._process is not None:
             self._signal(signal.SIGKILL)
             await self._process.wait()
-
-    async def restart(self) -> None:
-        """Kill the process if it runs, and start it again on the same port."""
-        await self.kill()
-        await self.start()
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:

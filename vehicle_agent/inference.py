@@ -37,11 +37,6 @@ class Inference:
         self._orders: asyncio.Queue[bytearray] = asyncio.Queue()
         self._conversation: asyncio.Task[None] | None = None
 
-    @property
-    def pid(self) -> int | None:
-        """Process id of the worker."""
-        return None if self._process is None else self._process.pid
-
     def order(self, order: Order) -> None:
         """Send an order, to a new worker when there is none; it belongs to the running event loop."""
         if self._conversation is None:

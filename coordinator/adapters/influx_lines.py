@@ -50,7 +50,6 @@ _TAG = str.maketrans({"\\": "/", " ": "\\ ", ",": "\\,", "=": "\\="} | dict.from
 _TEXT = str.maketrans({"\\": "\\\\", '"': '\\"'} | dict.fromkeys(map(chr, _CONTROLS), " "))
 _SIGNALS: Final = (*BOOLEAN_SIGNALS, *NUMBER_SIGNALS)
 _REFUSAL_BIT: Final = len(_SIGNALS)
-_HEAD_FORMAT: Final = "%s ts_ms=%di,epoch=%di,seq=%di,snapshot=%di"
 _FORMATS: Final = (
     *(f"{name}=%di" for name in BOOLEAN_SIGNALS),
     *(f"{name}=%r" for name in NUMBER_SIGNALS),

@@ -46,10 +46,6 @@ class InputRows:
                 self._headers.popitem(last=False)
         return header
 
-    async def rows(self, digest: str, start: int, stop: int) -> list[Tensor]:
-        """Rows `start` to `stop` (excluded) of every tensor. Raises Rejected, ResourceMissing."""
-        return await self.gather(digest, [(start, stop)])
-
     async def gather(self, digest: str, ranges: Sequence[Range]) -> list[Tensor]:
         """Rows of all ranges, one after another, of every tensor. Raises Rejected, ResourceMissing."""
         header = await self.open(digest)

@@ -1,9 +1,8 @@
 """Blobs by their SHA-256 in any object store: a folder, S3, GCS or Azure. Never holds a whole blob that is streamed."""
 
-import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -60,20 +59,6 @@ class ObjectBlobs:
                 )
         return BlobView(digest, checked.size)
 
-    async def put_bytes(self, data: bytes) -> BlobView:
-        """Keep bytes of our own."""
-        digest = (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
-        with _failures():
-            if not await self._is_kept(digest):
-                await obstore.put_async(
-                    self._store,
-                    _path(digest),
-                    data,
-                    chunk_size=_UPLOAD_PART_BYTES,
-                    max_concurrency=_UPLOADS_AT_ONCE,
-                )
-        return BlobView(digest, len(data))
-
     async def size(self, digest: str) -> int:
         """Length in bytes. Raises ResourceMissing."""
         with _failures(digest):
@@ -100,15 +85,6 @@ class ObjectBlobs:
                 found = await obstore.get_async(self._store, _path(digest), options={"range": (start, stop)})
                 async for piece in found.stream(_PIECE_BYTES):
                     yield bytes(piece)
-
-    async def delete(self, digests: Iterable[str]) -> None:
-        """Forget blobs; those that are not there are passed over."""
-        for digest in digests:
-            try:
-                with _failures(digest):
-                    await obstore.delete_async(self._store, _path(digest))
-            except ResourceMissing:
-                continue
 
     async def _is_kept(self, digest: str) -> bool:
         try:

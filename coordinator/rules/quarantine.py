@@ -3,6 +3,9 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 __all__ = ["QuarantineLimits", "is_beyond_hope", "quarantine_ms", "reliability"]
 
 
@@ -28,8 +31,8 @@ def quarantine_ms(strikes: int, limits: QuarantineLimits) -> int:
     return 0 if beyond <= 0 else min(limits.longest_ms, limits.first_ms << min(beyond - 1, 30))
 
 
-def reliability(kept: float, ended: float, limits: QuarantineLimits) -> float:
-    """The share of leases that a car keeps to the end, shrunk to what is usual; between 0 and 1."""
+def reliability(kept: NDArray[np.float64], ended: NDArray[np.float64], limits: QuarantineLimits) -> NDArray[np.float64]:
+    """The share of leases that cars keep to the end, shrunk to what is usual; between 0 and 1."""
     return (kept + limits.prior_kept) / (ended + limits.prior_ended)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.fleet_view import FleetView
-from coordinator.rules.quarantine import QuarantineLimits
+from coordinator.rules.quarantine import QuarantineLimits, reliability
 
 __all__ = [
     "CarWeights",
@@ -101,7 +101,7 @@ def car_order(
     points = weights.charging * (fleet.column["charging"][rows] == 1)
     points = points + weights.cheap * _cheap(fleet.column["energy_micro_per_kwh"][rows])
     kept, ended = fleet.column["leases_kept"][rows], fleet.column["leases_ended"][rows]
-    points += weights.reliable * (kept + quarantine.prior_kept) / (ended + quarantine.prior_ended)
+    points += weights.reliable * reliability(kept, ended, quarantine)
     stay_ms = np.nan_to_num(fleet.column["stay_ms"][rows], nan=weights.enough_stay_ms / 2)
     points += weights.stays * np.minimum(stay_ms / weights.enough_stay_ms, 1.0)
     points -= weights.idle * np.minimum(fleet.column["backlog_ms"][rows] / chunk_ms, 1.0)

@@ -395,7 +395,8 @@ async def test_results_of_a_broken_link_arrive_after_it_is_back_under_a_new_epoc
             while counters["spooled"] == 0:
                 assert not agent.done()
                 await asyncio.sleep(0.02)
-        await broker.restart()
+        await broker.kill()
+        await broker.start()
         coordinator, listening = await side()
         await coordinator.until(lambda: len(coordinator.outputs("job-1")) == 40)
         assert {each.epoch for each in coordinator.of(Rows)} == {1}

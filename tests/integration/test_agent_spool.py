@@ -163,7 +163,7 @@ async def test_what_is_not_acknowledged_when_the_link_breaks_is_spooled_once(
     for number in range(5):
         outbox.put(TOPIC, b"%d" % number, outlives_link=number != 3)
     link.abort()
-    await link.wait_closed()
+    await link.close()
     outbox.offline()
     await outbox.flush()
     assert kept(spool) == [b"old", b"0", b"1", b"2", b"4"]

@@ -15,6 +15,7 @@ from coordinator.adapters.object_blobs import ObjectBlobs
 from coordinator.errors import Rejected, ResourceMissing
 from fleet_wire.bundle import BundleEntry, encode_bundle
 from fleet_wire.tensors import DTYPES, Array, Tensor, decode_tensors
+from tests.blobs import keep
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -64,7 +65,7 @@ def test_any_ranges_equal_slices_for_every_element_type(data: st.DataObject) -> 
 
     async def read() -> list[Tensor]:
         blobs = blobs_in_memory()
-        digest = (await blobs.put_bytes(encode_bundle(arrays))).digest
+        digest = await keep(blobs, encode_bundle(arrays))
         return await InputRows(blobs).gather(digest, ranges)
 
     assert_same(asyncio.run(read()), arrays, ranges)
@@ -76,60 +77,61 @@ async def test_rows_on_both_sides_of_a_page_come_whole(cache_bytes: int, tmp_pat
     texts = np.array([f"row {n} " * (n % 40) for n in range(30_000)], dtype=object)
     arrays: dict[str, Array] = {"x": random.random((30_000, 33)), "s": texts, "flag": random.random(30_000) > 0.5}
     blobs = ObjectBlobs.in_folder(tmp_path)
-    digest = (await blobs.put_bytes(encode_bundle(arrays))).digest
+    digest = await keep(blobs, encode_bundle(arrays))
     inputs = InputRows(blobs, cache_bytes)
     starts = random.integers(0, 29_000, 200).tolist()
     scattered = [(start, start + int(random.integers(0, 60))) for start in starts]
     for ranges in (scattered, [(0, 30_000)], [(100, 20_000), (3, 25_000)], [(n, n + 1) for n in range(3900, 4100)]):
         assert_same(await inputs.gather(digest, ranges), arrays, ranges)
-    assert_same(await inputs.rows(digest, 17, 18), arrays, [(17, 18)])
+    assert_same(await inputs.gather(digest, [(17, 18)]), arrays, [(17, 18)])
 
 
 async def test_pages_are_read_once_and_only_so_many_are_kept() -> None:
     blobs = CountingBlobs.at_url("memory:///")
     array = np.arange(8 << 20, dtype=np.uint8).reshape(-1, 1024)
-    digest = (await blobs.put_bytes(encode_bundle({"x": array}))).digest
+    digest = await keep(blobs, encode_bundle({"x": array}))
     inputs = InputRows(blobs, cache_bytes=4 << 20)
     await inputs.open(digest)
     blobs.reads.clear()
     for row in range(1500):
-        assert_same(await inputs.rows(digest, row, row + 1), {"x": array}, [(row, row + 1)])
+        assert_same(await inputs.gather(digest, [(row, row + 1)]), {"x": array}, [(row, row + 1)])
     assert len(blobs.reads) == 2
     for row in range(0, 8192, 64):
-        await inputs.rows(digest, row, row + 1)
+        await inputs.gather(digest, [(row, row + 1)])
     assert len(blobs.reads) == 8
-    await inputs.rows(digest, 0, 1)  # the longest unused page has made room
+    await inputs.gather(digest, [(0, 1)])  # the longest unused page has made room
     assert len(blobs.reads) == 9
 
 
 class CountingBlobs(ObjectBlobs):
     """Notes what was read."""
 
-    reads: list[tuple[int, int]] = []  # noqa: RUF012 - one test uses it
+    reads: list[tuple[int, int]] = []  # noqa: RUF012 - one test at a time uses it
 
     async def read(self, digest: str, start: int, stop: int) -> bytes:
         self.reads.append((start, stop))
         return await super().read(digest, start, stop)
 
 
-async def test_the_header_tells_what_is_inside() -> None:
-    blobs = blobs_in_memory()
+async def test_the_header_tells_what_is_inside_and_is_read_once() -> None:
+    blobs = CountingBlobs.at_url("memory:///")
     arrays = {"x": np.zeros((3, 2), dtype=np.float32), "s": np.array(["a", "b", "c"])}
-    digest = (await blobs.put_bytes(encode_bundle(arrays))).digest
+    digest = await keep(blobs, encode_bundle(arrays))
     inputs = InputRows(blobs)
     header = await inputs.open(digest)
     assert [(entry.name, entry.dtype, entry.shape) for entry in header.entries] == [
         ("x", "float", (3, 2)),
         ("s", "string", (3,)),
     ]
-    await blobs.delete([digest])
+    blobs.reads.clear()
     assert await inputs.open(digest) is header
+    assert blobs.reads == []
 
 
 @pytest.mark.parametrize("ranges", [[(0, 4)], [(-1, 1)], [(2, 1)], [(0, 1), (3, 4)], [(0, 2), (2, 1)]])
 async def test_rows_that_are_not_there_are_refused(ranges: Ranges) -> None:
     blobs = blobs_in_memory()
-    digest = (await blobs.put_bytes(encode_bundle({"x": np.zeros(3)}))).digest
+    digest = await keep(blobs, encode_bundle({"x": np.zeros(3)}))
     with pytest.raises(Rejected) as refusal:
         await InputRows(blobs).gather(digest, ranges)
     assert refusal.value.code == "rows_out_of_range"
@@ -173,7 +175,7 @@ ENTRY = BundleEntry("x", "float", (2, 3), 0, 24)
 )
 async def test_what_is_no_sound_bundle_is_refused(data: bytes) -> None:
     blobs = blobs_in_memory()
-    digest = (await blobs.put_bytes(data)).digest
+    digest = await keep(blobs, data)
     with pytest.raises(Rejected) as refusal:
         await InputRows(blobs).open(digest)
     assert refusal.value.code == "inputs_malformed"

@@ -123,7 +123,8 @@ async def test_broker_killed_and_started_again(broker: Broker, tmp_path: Path, e
         job = await submitted(running, MANY_ROWS)
         collecting = asyncio.create_task(asyncio.to_thread(collect, job))
         await until_under_way(job)
-        await broker.restart()
+        await broker.kill()
+        await broker.start()
         await check(job, collecting, expected)
 
 

@@ -299,10 +299,11 @@ def test_quarantine_doubles_to_a_longest_time() -> None:
 
 
 def test_reliability_is_what_is_usual_until_more_is_known() -> None:
-    limits = QuarantineLimits()
-    assert reliability(0, 0, limits) == pytest.approx(0.9)
-    assert reliability(0, 50, limits) < 0.1
-    assert 0.98 < reliability(50, 50, limits) < 1
+    kept, ended = np.array([0.0, 0.0, 50.0]), np.array([0.0, 50.0, 50.0])
+    unknown, bad, good = reliability(kept, ended, QuarantineLimits())
+    assert unknown == pytest.approx(0.9)
+    assert bad < 0.1
+    assert 0.98 < good < 1
 
 
 def test_a_car_that_fails_rows_which_others_compute_is_quarantined_and_clears_itself_by_good_work() -> None:
