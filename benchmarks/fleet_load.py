@@ -46,6 +46,9 @@ _READY = Signals(
     compute_power_w=2.0,
     free_slots=1,
     opted_in=True,
+    update_pending=False,
+    camp_mode=False,
+    sentry_mode=False,
     refusal="",
 )
 _DELTA = Signals(charge_percent=80.5, battery_temperature_c=21.0, battery_power_w=7100.0)
@@ -121,7 +124,7 @@ async def announce(port: int, topics: FleetTopics, vehicles: Sequence[str]) -> N
     """Births, capabilities and snapshots, over one connection."""
     session = await connect(ConnectOptions(HOST, port, f"announce-{topics.fleet}"))
     now_ms = time.time_ns() // 1_000_000
-    caps = Caps(EPOCH, "0", "x86_64", "CPUExecutionProvider", "0", threads=1, slots=1)
+    caps = Caps(EPOCH, "0", "x86_64", "CPUExecutionProvider", "0", threads=1, slots=1, consent_version=1)
     snapshot = Telemetry(EPOCH, 0, now_ms, snapshot=True, signals=_READY)
     told = [
         (VehicleChannel.STATE, STATE.encode(State(online=True, epoch=EPOCH, ts_ms=now_ms)), STATE.content_type, True),
