@@ -169,9 +169,9 @@ class Assignment:
         job, sizing, column = progress.job, tools.sizing, tools.fleet.column
         vehicle = tools.fleet.ids[row]
         row_ms = tools.speeds.expected_row_ms(vehicle, job.model)
-        held_ms = begun_ms = float(column["backlog_ms"][row])
-        stay_ms = float(column["stay_ms"][row])
-        room = int(column["slots"][row]) - int(column["leases"][row])
+        held_ms = begun_ms = column["backlog_ms"].item(row)
+        stay_ms = column["stay_ms"].item(row)
+        room = column["slots"].item(row) - column["leases"].item(row)
         fixed = job.terms.chunk_rows
         may_see = job.rows
         if capped(progress):
@@ -230,21 +230,20 @@ class Assignment:
         """Write leases on rows that were taken, or on a copy of leased ones."""
         fleet, sizing, now_ms = self._tools.fleet, self._tools.sizing, self._now_ms
         vehicle, job = fleet.ids[row], progress.job.id
-        begun_ms = ends_ms = float(fleet.column["backlog_ms"][row])
-        epoch = int(fleet.column["epoch"][row])
+        begun_ms = ends_ms = fleet.column["backlog_ms"].item(row)
+        epoch = fleet.column["epoch"].item(row)
         promise = self._promises.get(row)
         if promise is None:
             promise = self._promises[row] = self._tools.prices.promise(row, now_ms)
         granted: list[LeaseRecord] = []
         expected_ms: list[float] = []
-        chunk = progress.next_chunk
-        for start, stop in taken:
+        for chunk, (start, stop) in enumerate(taken, progress.next_chunk):
             ends_ms += row_ms * (stop - start)
             deadline_ms = now_ms + int(lease_ms(ends_ms, sizing))
-            record = LeaseRecord(job, chunk, start, stop, vehicle, epoch, now_ms, deadline_ms, *promise, copy_of)
-            granted.append(record)
+            granted.append(
+                LeaseRecord(job, chunk, start, stop, vehicle, epoch, now_ms, deadline_ms, *promise, copy_of)
+            )
             expected_ms.append(now_ms + ends_ms)
-            chunk += 1
         progress.grant(granted, row_ms, expected_ms)
         self._tools.leases.hold(row, granted, ends_ms - begun_ms)
         self._tools.leases.totals.leases_granted += len(granted)

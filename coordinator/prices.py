@@ -54,7 +54,7 @@ class Prices:
         """What a lease for a vehicle relies on and promises; where energy costs less than nothing, no refund."""
         if now_ms not in self._month:
             self._month = month_of(now_ms, self.zone)
-        price = float(self.fleet.column["energy_micro_per_kwh"][row])
+        price = self.fleet.column["energy_micro_per_kwh"].item(row)
         tariff = 0 if isnan(price) else max(0, int(price))
-        consent = int(self.fleet.column["policy_version"][row])
+        consent = self.fleet.column["policy_version"].item(row)
         return consent, tariff, self.terms.compute_micro_per_h, self._month.number

@@ -176,8 +176,8 @@ class JobProgress:
         for record, ends_ms in zip(records, expected_ms, strict=True):
             self._open(record, row_ms, ends_ms)
             rows += record.stop - record.start
-            if record.copy_of is not None:
-                self.rows_copied += record.stop - record.start
+        if records[0].copy_of is not None:
+            self.rows_copied += rows
         vehicle = records[0].vehicle
         self.seen[vehicle] = self.seen.get(vehicle, 0) + rows
         self.next_chunk = max(self.next_chunk, records[-1].chunk + 1)
