@@ -169,7 +169,8 @@ class Assignment:
         job, sizing, column = progress.job, tools.sizing, tools.fleet.column
         vehicle = tools.fleet.ids[row]
         row_ms = tools.speeds.expected_row_ms(vehicle, job.model)
-        held_ms = begun_ms = column["backlog_ms"].item(row)
+        held_ms: float = column["backlog_ms"].item(row)
+        begun_ms = held_ms
         stay_ms = column["stay_ms"].item(row)
         room = column["slots"].item(row) - column["leases"].item(row)
         fixed = job.terms.chunk_rows
@@ -240,9 +241,7 @@ class Assignment:
         for chunk, (start, stop) in enumerate(taken, progress.next_chunk):
             ends_ms += row_ms * (stop - start)
             deadline_ms = now_ms + int(lease_ms(ends_ms, sizing))
-            granted.append(
-                LeaseRecord(job, chunk, start, stop, vehicle, epoch, now_ms, deadline_ms, *promise, copy_of)
-            )
+            granted.append(LeaseRecord(job, chunk, start, stop, vehicle, epoch, now_ms, deadline_ms, *promise, copy_of))
             expected_ms.append(now_ms + ends_ms)
         progress.grant(granted, row_ms, expected_ms)
         self._tools.leases.hold(row, granted, ends_ms - begun_ms)
