@@ -8,6 +8,7 @@ import platform
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -21,18 +22,25 @@ BY_NAME_ALONE: Final = {"mqtt_clients": "clients"}
 
 
 def main() -> int:
-    """Measure, print, and return 1 when a requirement was missed."""
+    """Measure, print, and return 1 when a requirement was missed or something could not be measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=[*BENCHMARKS, *BY_NAME_ALONE], default=BENCHMARKS)
     parser.add_argument("--quick", action="store_true", help="one run of each figure instead of three, and less work")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too, as a list of objects")
     arguments = parser.parse_args()
     figures: list[Figure] = []
+    broken: list[str] = []
     for name in arguments.only:
         print(f"{name} …", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(prefix="idlewheel-bench-") as folder:
             plan = Plan(arguments.quick, 1 if arguments.quick else 3, Path(folder))
-            measured = asyncio.run(importlib.import_module(f"benchmarks.{BY_NAME_ALONE.get(name, name)}").measure(plan))
+            module = importlib.import_module(f"benchmarks.{BY_NAME_ALONE.get(name, name)}")
+            try:
+                measured = asyncio.run(module.measure(plan))
+            except Exception:  # noqa: BLE001 - the others take minutes, and are not to be lost for this one
+                traceback.print_exc()
+                broken.append(name)
+                continue
         print(table(measured), file=sys.stderr, flush=True)  # of a run that is broken off something should be left
         figures += measured
     print(_machine())
@@ -40,7 +48,9 @@ def main() -> int:
     print(table(figures))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
-    return 1 if any(figure.met is False for figure in figures) else 0
+    if broken:
+        print(f"\nnot measured, see the errors above: {', '.join(broken)}", file=sys.stderr)
+    return 1 if broken or any(figure.met is False for figure in figures) else 0
 
 
 def _machine() -> str:
