@@ -4,7 +4,7 @@ Commands that write to the ledger must be durable before the others of the same 
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from zoneinfo import ZoneInfo
 
@@ -311,7 +311,10 @@ class Core:
         progress = self.jobs.get(job)
         if progress is None:
             return []
-        others_left = self.scheduler.others_left(progress, self.reasons(now_ms))
+
+        def others_left(failed_at: Collection[str]) -> bool:
+            return self.scheduler.others_left(progress, self.reasons(now_ms), failed_at)
+
         commands = self._faults.rows_failed(vehicle, progress, spans, error, others_left, now_ms)
         return commands + self._end_if_finished(progress, now_ms)
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from coordinator.commands import AddFailedRow, Command, EndLease, SendControl
 from coordinator.conduct import Conduct
@@ -46,8 +47,8 @@ class Faults:
             progress.suspect(span, vehicle)
             commands += self.leases.release(job.id, [span.chunk], LeaseEnd.FAILED, now_ms)
             commands.append(SendControl(vehicle, Cancel(job.id, [span.chunk])))
-            alone = progress.alone.get(span.start, ())
-            if is_beyond_hope(alone, job.terms.max_attempts, others_left=others_left(alone)):
+            alone = progress.alone.get(span.start)
+            if alone and is_beyond_hope(alone, job.terms.max_attempts, others_left=partial(others_left, alone)):
                 row = FailedRow(span.start, len(alone), error[:_ERROR_CHARACTERS])
                 progress.give_up(row)
                 self.counters["row_given_up"] += 1

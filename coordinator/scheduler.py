@@ -5,6 +5,7 @@ Decides by `rules.scheduling`; keeps only what fairness needs to remember.
 
 import heapq
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from math import inf
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from coordinator.assignment import Assignment, Queue, Tools, Turn, capped
 from coordinator.commands import Command
-from coordinator.progress import JobProgress, OpenLease, OthersLeft, Range
+from coordinator.progress import JobProgress, OpenLease, Range
 from coordinator.rules.eligibility import Reason
 from coordinator.rules.quarantine import QuarantineLimits
 from coordinator.rules.scheduling import (
@@ -59,9 +60,9 @@ class Scheduler:
         fleet = self.tools.fleet
         fleet.column["rest_until_ms"][fleet.row(vehicle)] = now_ms + self.back_off_ms
 
-    def others_left(self, progress: JobProgress, reasons: NDArray[np.int8]) -> OthersLeft:
-        """Says whether a car may work for a job that is not among those which it is given."""
-        return Assignment(self.tools, reasons, np.zeros(0, dtype=np.intp), 0).queue(progress).others_left
+    def others_left(self, progress: JobProgress, reasons: NDArray[np.int8], failed_at: Collection[str]) -> bool:
+        """Whether a car may work for a job that is not among these; looks at the whole fleet."""
+        return Assignment(self.tools, reasons, np.zeros(0, dtype=np.intp), 0).queue(progress).others_left(failed_at)
 
     def has_work(self, now_ms: int) -> bool:
         """Whether any job has rows to give, or it is time to look for late leases."""

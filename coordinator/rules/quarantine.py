@@ -1,6 +1,6 @@
 """When a car that failed gets work again, whether a row or the cars are at fault, and how reliable a car is. Pure."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,10 +36,10 @@ def reliability(kept: NDArray[np.float64], ended: NDArray[np.float64], limits: Q
     return (kept + limits.prior_kept) / (ended + limits.prior_ended)
 
 
-def is_beyond_hope(alone: Sequence[str], most: int, *, others_left: bool) -> bool:
+def is_beyond_hope(alone: Sequence[str], most: int, *, others_left: Callable[[], bool]) -> bool:
     """Whether a row that failed by itself at these cars, in this order, is to be given up.
 
-    It is after `most` different cars, or after as many attempts when no car is left that has not tried it.
+    It is after `most` different cars, or after as many attempts when no car is left that has not tried it. To find that
+    out the whole fleet must be looked at, so it is asked last.
     """
-    tried: Collection[str] = set(alone)
-    return len(tried) >= most or (len(alone) >= most and not others_left)
+    return len(set(alone)) >= most or (len(alone) >= most and not others_left())

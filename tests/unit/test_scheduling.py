@@ -354,10 +354,10 @@ def test_one_bad_row_takes_no_neighbours_along_and_is_reported_with_its_error() 
 
 
 def test_a_row_is_given_up_after_so_many_different_cars_or_when_all_have_tried() -> None:
-    assert not is_beyond_hope(["a", "b"], 3, others_left=False)
-    assert is_beyond_hope(["a", "b", "c"], 3, others_left=True)
-    assert not is_beyond_hope(["a", "a", "a"], 3, others_left=True)
-    assert is_beyond_hope(["a", "b", "a"], 3, others_left=False)
+    assert not is_beyond_hope(["a", "b"], 3, others_left=lambda: False)
+    assert is_beyond_hope(["a", "b", "c"], 3, others_left=lambda: True)
+    assert not is_beyond_hope(["a", "a", "a"], 3, others_left=lambda: True)
+    assert is_beyond_hope(["a", "b", "a"], 3, others_left=lambda: False)
 
 
 def test_a_model_that_fails_on_every_row_is_given_up_early() -> None:
