@@ -59,7 +59,9 @@ class Consents:
         self.fleet.column["policy_sent_ms"][row] = now_ms
         commands: list[Command] = [AddConsent(vehicle, policy, event.by, now_ms), SendPolicy(vehicle, policy)]
         for job, chunks in list(self.fleet.held[row].items()):
-            commands += self.leases.release(job, sorted(chunks), LeaseEnd.RELEASED, now_ms)
+            commands += self.leases.release(
+                job, sorted(chunks), LeaseEnd.CANCELLED, now_ms
+            )  # which the car did not ask for
             commands.append(SendControl(vehicle, Cancel(job)))
         return commands
 

@@ -35,9 +35,10 @@ def test_revoking_gives_the_rows_back_and_stops_the_car_in_the_same_round() -> N
     assert core.handle(PolicySet("car", revoked, "owner"), 2) == [
         AddConsent("car", revoked, "owner", 2),
         SendPolicy("car", revoked),
-        EndLease("j1", 0, LeaseEnd.RELEASED, 4, 2),
+        EndLease("j1", 0, LeaseEnd.CANCELLED, 4, 2),
         SendControl("car", Cancel("j1")),
     ]
+    assert core.fleet.live("leases_ended").tolist() == [0.0]  # an owner's edit says nothing of how long the car stays
     assert core.reasons(2).tolist() == [Reason.CONSENT_REVOKED]
     assert core.assign(2) == []
 
