@@ -149,6 +149,9 @@ class Core:
             progress.rows_released_again = kept.rows_released_again
             progress.compute_us, progress.energy_mwh = kept.compute_us, kept.energy_mwh
             progress.pay_micro, progress.rests = kept.pay_micro, dict(kept.rests)
+            progress.granted.update((record.chunk, record) for record in kept.ended)
+            for worked in kept.worked:
+                self._settlement.restore(*worked)
             self.jobs[kept.job.id] = progress
             for record in kept.leases:
                 deadline_ms = restored_deadline_ms(record.granted_ms, record.deadline_ms, now_ms, self.policy.sizing)
@@ -261,7 +264,7 @@ class Core:
         progress = self.jobs.get(rows.job)
         if progress is None:
             self.refusals["result_job_not_running"] += 1
-            self._settlement.too_late(event)
+            self._settlement.too_late(event, now_ms)
             return []
         if not all(progress.was_granted(span, vehicle) for span in rows.spans):
             self.refusals["result_without_lease"] += 1

@@ -14,7 +14,7 @@ from fleet_wire.policy import WEEK_QUARTERS, OwnerPolicy, allowed_quarters
 
 __all__ = ["FleetView", "TelemetryOutcome"]
 
-_NO_DELAY = np.iinfo(np.int64).max
+_NEVER = _NO_DELAY = np.iinfo(np.int64).max
 _DELAY_WINDOW_MS = 300_000
 _COLUMNS: dict[str, tuple[str, float]] = {
     "online": ("?", False),
@@ -54,6 +54,7 @@ _COLUMNS: dict[str, tuple[str, float]] = {
     "delay_ms": ("i8", _NO_DELAY),
     "delay_before_ms": ("i8", _NO_DELAY),
     "delay_since_ms": ("i8", 0),
+    "charging_since_ms": ("i8", _NEVER),
     "energy_micro_per_kwh": ("f8", np.nan),
     "region": ("i4", 0),
     "stated_power_w": ("f8", np.nan),
@@ -245,6 +246,8 @@ class FleetView:
         full = chosen(batch.snapshot)
         self.column["snapshot_epoch"][rows[full]] = chosen(batch.epoch)[full]
         self._store_signals(rows, {name: chosen(values) for name, values in batch.signals.items()}, full)
+        charging, since = self.column["charging"], self.column["charging_since_ms"]
+        since[rows] = np.where(charging[rows] == 1, np.minimum(since[rows], chosen(batch.received_ms)), _NEVER)
         for row, refusal, is_full in zip(rows.tolist(), chosen(batch.refusal).tolist(), full.tolist(), strict=True):
             if refusal is not None or is_full:
                 self.refusal[row] = refusal or ""

@@ -55,7 +55,9 @@ HOURS_KEPT_MS: Final = 2 * 365 * 24 * HOUR_MS
 class LedgerJob:
     """A running job as the ledger knows it: `done` are the accepted row ranges, `leases` those not ended.
 
-    `seen` is how many rows each vehicle was ever given.
+    `seen` is how many rows each vehicle was ever given. `worked` is when the first lease was granted of those that were
+    paid, and for how many microseconds, by vehicle. `ended` are leases whose rows may still come: the latest of those
+    that ended before all were there.
     """
 
     job: Job
@@ -71,6 +73,8 @@ class LedgerJob:
     failed: tuple[FailedRow, ...] = ()
     rows_copied: int = 0
     seen: tuple[tuple[str, int], ...] = ()
+    worked: tuple[tuple[str, int, int], ...] = ()
+    ended: tuple[LeaseRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

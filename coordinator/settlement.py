@@ -5,7 +5,7 @@ Whether rows count is decided before.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,12 +13,23 @@ from coordinator.events import RowsReceived
 from coordinator.fleet_view import FleetView
 from coordinator.model import ReceiptPart, Rest
 from coordinator.progress import JobProgress
-from coordinator.rules.pay import PowerLimits, paid, plausible_mwh, plausible_us, split
+from coordinator.rules.pay import PowerLimits, Worked, most_mwh, most_us, paid, plausible_us, split, with_claim
 from coordinator.totals import Totals
 
 __all__ = ["Settlement"]
 
-_LONGEST_MS = 600_000  # of work under a lease that is not known any more
+_LONGEST_US = 600_000_000  # of work under a lease that is not known any more
+
+
+@dataclass(slots=True)
+class _Account:
+    """The time that a car is paid for, and how much energy it may tell of before the work that took it.
+
+    Work that is not paid is not counted here: a result that came twice must not take the time of another.
+    """
+
+    spare_mwh: float
+    worked: Worked = ()
 
 
 @dataclass(slots=True)
@@ -29,6 +40,12 @@ class Settlement:
     fleet: FleetView
     totals: Totals
     refusals: Counter[str]
+    _accounts: dict[str, _Account] = field(default_factory=dict)
+
+    def restore(self, vehicle: str, since_ms: int, compute_us: int) -> None:
+        """Go on from what the ledger remembers: so much was paid under leases granted since then."""
+        account = self._account(vehicle)
+        account.worked = with_claim(account.worked, since_ms, compute_us)
 
     def settle(
         self, event: RowsReceived, progress: JobProgress, fresh: Sequence[int], now_ms: int
@@ -36,7 +53,10 @@ class Settlement:
         """Split what a result took over its spans; `fresh` says how many rows of each count, the others are wasted."""
         spans = event.rows.spans
         rows = [span.stop - span.start for span in spans]
-        compute_us, energy_mwh = self._believed(event, _elapsed_ms(event, progress, now_ms))
+        account, granted_ms = self._account(event.vehicle), _granted_ms(event, progress)
+        power = self._power(event.vehicle, granted_ms)
+        most = most_us(granted_ms, now_ms, account.worked, self.limits)
+        compute_us, energy_mwh = self._believed(event, most, power, account.spare_mwh)
         rest = progress.rests.get(event.vehicle, Rest())
         parts = []
         for span, count, new, us, mwh in zip(
@@ -52,41 +72,55 @@ class Settlement:
                 parts.append(ReceiptPart(lease, new, new_us, new_mwh, energy_pay, fee_pay))
         if parts:
             progress.rests[event.vehicle] = rest
-            self._add(event.vehicle, progress, parts)
+            us, mwh = self._add(event.vehicle, progress, parts)
+            account.worked = with_claim(account.worked, granted_ms, us)
+            spare_mwh = account.spare_mwh + most_mwh(us, *power, self.limits) - mwh
+            account.spare_mwh = max(0.0, min(spare_mwh, self.limits.carried_mwh))
         return tuple(parts)
 
     def malformed(self, event: RowsReceived, progress: JobProgress, now_ms: int) -> None:
         """Count rows whose outputs do not fit the model."""
-        self._waste("malformed", event, _elapsed_ms(event, progress, now_ms))
+        granted_ms = _granted_ms(event, progress)
+        most = most_us(granted_ms, now_ms, self._account(event.vehicle).worked, self.limits)
+        self._waste("malformed", event, most, granted_ms)
 
-    def too_late(self, event: RowsReceived) -> None:
+    def too_late(self, event: RowsReceived, now_ms: int) -> None:
         """Count rows of a job that has ended."""
         if event.vehicle in self.fleet.index:
-            self._waste("job_ended", event, _LONGEST_MS)
+            self._waste("job_ended", event, _LONGEST_US, now_ms)
 
-    def _waste(self, cause: str, event: RowsReceived, elapsed_ms: int) -> None:
+    def _waste(self, cause: str, event: RowsReceived, most: int, granted_ms: int) -> None:
         rows = sum(span.stop - span.start for span in event.rows.spans)
-        self.totals.not_accepted(cause, rows, *self._believed(event, elapsed_ms))
+        power = self._power(event.vehicle, granted_ms)
+        self.totals.not_accepted(cause, rows, *self._believed(event, most, power, 1.0))
 
-    def _believed(self, event: RowsReceived, elapsed_ms: int) -> tuple[int, int]:
-        """Computing time and energy of a result, as far as they can be true."""
-        row = self.fleet.row(event.vehicle)
-        stated_w, awake_w, charging = (
-            float(self.fleet.column[name][row]) for name in ("stated_power_w", "awake_power_w", "charging")
-        )
-        if charging == 1:  # which keeps it awake anyway
+    def _account(self, vehicle: str) -> _Account:
+        return self._accounts.setdefault(vehicle, _Account(self.limits.carried_mwh))
+
+    def _power(self, vehicle: str, granted_ms: int) -> tuple[float, float]:
+        """The most that computing draws by the car's word, and what being awake does besides."""
+        row = self.fleet.row(vehicle)
+        stated_w, awake_w = (float(self.fleet.column[name][row]) for name in ("stated_power_w", "awake_power_w"))
+        if self.fleet.column["charging_since_ms"][row] <= granted_ms:  # which kept it awake anyway
             awake_w = 0.0
         elif np.isnan(awake_w):
             awake_w = self.limits.unstated_awake_w
+        return stated_w, awake_w
+
+    def _believed(
+        self, event: RowsReceived, most: int, power: tuple[float, float], spare_mwh: float
+    ) -> tuple[int, int]:
+        """Computing time and energy of a result, as far as they can be true."""
         told_mwh = event.rows.energy_mwh
-        compute_us = plausible_us(event.rows.compute_ms, elapsed_ms, self.limits)
-        energy_mwh = plausible_mwh(told_mwh, compute_us, stated_w, awake_w, self.limits)
+        compute_us = plausible_us(event.rows.compute_ms, most)
+        energy_mwh = min(told_mwh, int(most_mwh(compute_us, *power, self.limits) + spare_mwh))
         if energy_mwh < told_mwh:
             self.refusals["result_energy_capped"] += 1
             self.totals.energy_capped_mwh += told_mwh - energy_mwh
         return compute_us, energy_mwh
 
-    def _add(self, vehicle: str, progress: JobProgress, parts: Sequence[ReceiptPart]) -> None:
+    def _add(self, vehicle: str, progress: JobProgress, parts: Sequence[ReceiptPart]) -> tuple[int, int]:
+        """Count what is paid; return the time and the energy of it."""
         rows = compute_us = energy_mwh = energy_pay = fee_pay = 0
         for part in parts:  # once, for there may be one a row
             rows += part.rows
@@ -102,7 +136,9 @@ class Settlement:
         for name, value in (("rows_done", rows), ("energy_mwh", energy_mwh), ("pay_micro", pay)):
             self.fleet.column[name][row] += value
         self.totals.accepted(rows, compute_us, energy_mwh, energy_pay, pay)
+        return compute_us, energy_mwh
 
 
-def _elapsed_ms(event: RowsReceived, progress: JobProgress, now_ms: int) -> int:
-    return now_ms - min(progress.granted[span.chunk].granted_ms for span in event.rows.spans)
+def _granted_ms(event: RowsReceived, progress: JobProgress) -> int:
+    """When the first of its leases was granted."""
+    return min(progress.granted[span.chunk].granted_ms for span in event.rows.spans)

@@ -53,6 +53,7 @@ _decode_terms = msgspec.json.Decoder(JobTerms).decode
 _decode_policy = msgspec.json.Decoder(OwnerPolicy).decode
 
 
+_MOST_ENDED = 100_000  # of a job: what a restart remembers, some tens of megabytes
 _NOT_ENDED = (None, None)
 _NOTHING = (0, 0, 0, 0, 0)
 
@@ -184,6 +185,8 @@ class SqliteLedger:
             failed=tuple(FailedRow(*failed) for failed in self._all("failed_rows", job.id)),
             rows_copied=rows_copied,
             seen=tuple((vehicle, rows) for vehicle, rows in self._all("seen_of_job", job.id)),
+            worked=tuple((vehicle, since_ms, us) for vehicle, since_ms, us in self._all("worked_of_job", job.id)),
+            ended=tuple(LeaseRecord(*lease) for lease in self._all("ended_leases", job.id, _MOST_ENDED)),
         )
 
     def rows_after(self, job: str, seq: int, limit: int) -> list[AcceptedRows]:

@@ -182,6 +182,8 @@ def test_a_running_job_comes_back_with_all_that_happened(ledger: Ledger) -> None
                 # 7 and 14 mWh at 300,001 and 1.5 and 3 ms at 20,000: nothing of the fee makes a whole micro-unit yet
                 rests=(("v1", Rest(100_007, 30_000_000)), ("v2", Rest(200_014, 60_000_000))),
                 seen=(("v1", 20), ("v2", 16)),
+                worked=(("v1", 10, 1_500), ("v2", 11, 3_000)),
+                ended=(first,),  # the second has brought all its rows
             ),
         ),
         next_seq=4,
@@ -193,8 +195,11 @@ def test_a_running_job_comes_back_with_all_that_happened(ledger: Ledger) -> None
 
 
 def test_a_lease_may_be_granted_and_ended_in_one_round(ledger: Ledger) -> None:
-    ledger.commit([AddJob(JOB), EndLease(JOB.id, 0, LeaseEnd.RELEASED, 10, 5), GrantLease(lease(0, 0, 10))])
-    assert ledger.load().running == (replace(fresh(), next_chunk=1, rows_released_again=10, seen=(("v1", 10),)),)
+    ended = lease(0, 0, 10)
+    ledger.commit([AddJob(JOB), EndLease(JOB.id, 0, LeaseEnd.RELEASED, 10, 5), GrantLease(ended)])
+    assert ledger.load().running == (
+        replace(fresh(), next_chunk=1, rows_released_again=10, seen=(("v1", 10),), ended=(ended,)),
+    )
 
 
 def test_copies_and_rows_that_were_given_up_are_remembered(ledger: Ledger) -> None:

@@ -21,7 +21,7 @@ from coordinator.commands import (
 )
 from coordinator.core import Core, CorePolicy
 from coordinator.events import JobSubmitted, ModelAdded, RowsFailed, TaskRefused, TaskUndelivered, Tick, VehicleState
-from coordinator.model import FailedRow, Job, JobState, LeaseRecord, ReceiptPart, Rest, VehicleConduct
+from coordinator.model import FailedRow, Job, JobState, LeaseEnd, LeaseRecord, ReceiptPart, Rest, VehicleConduct
 from coordinator.ports import LedgerJob, LedgerSnapshot, VehicleSums
 from coordinator.rules.eligibility import Reason
 from coordinator.rules.pay import paid
@@ -47,6 +47,8 @@ class Memory:
     released: dict[str, int] = field(default_factory=dict)
     sums: dict[str, list[int]] = field(default_factory=dict)
     rests: dict[str, dict[str, Rest]] = field(default_factory=dict)
+    worked: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
+    ended_leases: dict[str, dict[int, LeaseRecord]] = field(default_factory=dict)
     vehicles: dict[str, list[int]] = field(default_factory=dict)
     failed: dict[str, dict[int, FailedRow]] = field(default_factory=dict)
     granted: dict[str, list[LeaseRecord]] = field(default_factory=dict)
@@ -61,6 +63,8 @@ class Memory:
                     self.done[new.id] = []
                     self.sums[new.id] = [0, 0, 0]
                     self.rests[new.id] = {}
+                    self.worked[new.id] = {}
+                    self.ended_leases[new.id] = {}
                     self.failed[new.id] = {}
                     self.granted[new.id] = []
                 case GrantLease(lease):
@@ -69,8 +73,10 @@ class Memory:
                     self.chunks[lease.job] = lease.chunk + 1
                     self.leases[lease.job, lease.chunk] = lease
                     self.granted[lease.job].append(lease)
-                case EndLease(ended_job, chunk, _, back, _):
-                    del self.leases[ended_job, chunk]
+                case EndLease(ended_job, chunk, end, back, _):
+                    lease = self.leases.pop((ended_job, chunk))
+                    if end is not LeaseEnd.DONE:
+                        self.ended_leases[ended_job][chunk] = lease
                     self.released[ended_job] = self.released.get(ended_job, 0) + back
                 case AddRows(rows, parts):
                     assert rows.seq == self.seq + 1
@@ -100,6 +106,9 @@ class Memory:
                 self.sums[job][place] += value
             for place, value in enumerate((part.rows, part.energy_mwh, pay)):
                 self.vehicles.setdefault(vehicle, [0, 0, 0])[place] += value
+            if part.compute_us:
+                since_ms, us = self.worked[job].get(vehicle, (part.lease.granted_ms, 0))
+                self.worked[job][vehicle] = min(since_ms, part.lease.granted_ms), us + part.compute_us
             before = self.rests[job].get(vehicle, Rest())
             self.rests[job][vehicle] = paid(part.energy_mwh, part.compute_us, part.lease, before)[2]
 
@@ -134,6 +143,8 @@ class Memory:
             failed=tuple(self.failed[name].values()),
             rows_copied=self.copied(name),
             seen=tuple((car, self.seen(name, car)) for car in CARS if self.seen(name, car)),
+            worked=tuple((car, *worked) for car, worked in self.worked[name].items()),
+            ended=tuple(self.ended_leases[name].values()),
         )
 
 
@@ -290,7 +301,10 @@ class CoreMachine(RuleBasedStateMachine):
             assert (progress.next_chunk, progress.pay_micro) == (known.next_chunk, known.pay_micro)
             assert (progress.compute_us, progress.rests) == (known.compute_us, known.rests)
             assert progress.rows_released_again == known.rows_released_again
-        self.sent = [lease for lease in self.sent if (lease.job, lease.chunk) in self.memory.leases]
+        for lease in self.sent:  # what is computed under a lease that has ended is still taken
+            if lease.job in self.core.jobs:
+                known = self.core.jobs[lease.job].granted.get(lease.chunk)
+                assert known is not None or all(self.core.jobs[lease.job].settled[lease.start : lease.stop])
         for car, epoch in self.epochs.items():
             if before.fleet.column["online"][before.fleet.row(car)]:
                 for event in arrival(car, epoch, now_ms=self.now_ms):

@@ -14,7 +14,18 @@ from coordinator.commands import LedgerWrite, SendTask
 from coordinator.core import Core, CorePolicy
 from coordinator.events import JobCancelled, JobSubmitted, ModelAdded, RowsReceived, TaskRefused, VehicleState
 from coordinator.model import LeaseRecord, Rest
-from coordinator.rules.pay import PayTerms, PowerLimits, paid, plausible_mwh, plausible_us, split
+from coordinator.ports import ReceiptFilter
+from coordinator.rules.pay import (
+    PayTerms,
+    PowerLimits,
+    Worked,
+    most_mwh,
+    most_us,
+    paid,
+    plausible_us,
+    split,
+    with_claim,
+)
 from coordinator.rules.sizing import SizingLimits
 from coordinator.rules.tariff import Tariffs
 from fleet_wire.messages import Refusal, RefusalReason, Span, State
@@ -46,25 +57,72 @@ def test_what_is_paid_in_parts_is_what_the_whole_earns(work: list[tuple[int, int
     assert fee_pay == sum(compute_us for _, compute_us in work) * fee // (3600 * 10**6)
 
 
-@given(claimed=AMOUNTS, compute_us=AMOUNTS, stated=st.floats(0, 1e5) | st.just(float("nan")), awake=st.floats(0, 1e3))
+LIMITS = PowerLimits()
+
+
+@given(compute_us=AMOUNTS, stated=st.floats(0, 1e5) | st.just(float("nan")), awake=st.floats(0, 1e3))
 def test_no_more_energy_is_believed_than_the_stated_power_could_use(
-    claimed: int, compute_us: int, stated: float, awake: float
+    compute_us: int, stated: float, awake: float
 ) -> None:
-    limits = PowerLimits()
-    believed = plausible_mwh(claimed, compute_us, stated, awake, limits)
-    power_w = (stated * limits.tolerance if stated > 0 else limits.unstated_w) + awake
-    assert 0 <= believed <= claimed
-    assert believed <= power_w * compute_us / 3.6e6 * 1.000001 + 1
-    assert plausible_mwh(int(power_w * compute_us / 3.6e6), compute_us, stated, awake, limits) == int(
-        power_w * compute_us / 3.6e6
-    )
+    power_w = (stated * LIMITS.tolerance if stated > 0 else LIMITS.unstated_w) + awake
+    assert most_mwh(compute_us, stated, awake, LIMITS) == power_w * compute_us / 3.6e6
 
 
-@given(claimed_ms=st.floats(0, 1e12), elapsed_ms=st.integers(-(10**6), 10**9))
-def test_no_more_time_is_believed_than_has_passed(claimed_ms: float, elapsed_ms: int) -> None:
-    believed = plausible_us(claimed_ms, elapsed_ms, PowerLimits())
-    assert 0 <= believed <= max(0, (elapsed_ms + 1_000) * 1_000)
-    assert believed <= claimed_ms * 1_000 + 0.5
+def believed(claims: list[tuple[int, int, float]]) -> list[int]:
+    """What a car is believed of claims (granted, received, computing time in ms) as they come, in microseconds."""
+    worked: Worked = ()
+    told = []
+    for granted_ms, now_ms, claimed_ms in claims:
+        us = plausible_us(claimed_ms, most_us(granted_ms, now_ms, worked, LIMITS))
+        worked = with_claim(worked, granted_ms, us)
+        told.append(us)
+        assert len(worked) <= 8
+        assert sum(each for _, each in worked) == sum(told)
+    return told
+
+
+MOMENTS = st.integers(0, 100_000)
+
+
+@given(claims=st.lists(st.tuples(MOMENTS, MOMENTS, st.floats(0, 1e6)), min_size=1, max_size=30))
+def test_a_car_is_never_believed_more_time_than_has_passed(claims: list[tuple[int, int, float]]) -> None:
+    """Whatever it claims for however many leases at once, of which it may have had one at any time."""
+    claims = sorted(((min(pair), max(pair), claimed) for *pair, claimed in claims), key=lambda claim: claim[1])
+    told = believed(claims)
+    for us, (granted_ms, now_ms, claimed_ms) in zip(told, claims, strict=True):
+        assert 0 <= us <= min(claimed_ms * 1_000 + 0.5, (now_ms - granted_ms + LIMITS.clock_ms) * 1_000)
+    first_ms, last_ms = min(granted for granted, *_ in claims), claims[-1][1]
+    assert sum(told) <= (last_ms - first_ms + LIMITS.clock_ms) * 1_000
+
+
+@given(claims=st.lists(st.tuples(MOMENTS, MOMENTS, st.floats(0, 1e6)), min_size=1, max_size=8))
+def test_nor_over_any_stretch_of_the_latest_leases(claims: list[tuple[int, int, float]]) -> None:
+    claims = sorted(((min(pair), max(pair), claimed) for *pair, claimed in claims), key=lambda claim: claim[1])
+    told = believed(claims)
+    for since_ms, *_ in claims:
+        for _, until_ms, _ in claims:
+            within = [
+                us for us, claim in zip(told, claims, strict=True) if since_ms <= claim[0] and claim[1] <= until_ms
+            ]
+            assert sum(within) <= max(0, until_ms - since_ms + LIMITS.clock_ms) * 1_000
+
+
+@given(
+    work=st.lists(st.tuples(st.integers(0, 5_000), st.floats(0, 5_000), st.integers(0, 50_000)), max_size=30),
+    data=st.data(),
+)
+def test_an_honest_car_is_paid_for_all_its_time_however_late_its_results_come(
+    work: list[tuple[int, float, int]], data: st.DataObject
+) -> None:
+    """It computes one thing after another, each under a lease that it had by then, and tells it at any later time."""
+    claims, clock_ms = [], 0.0
+    for idle_ms, compute_ms, late_ms in work:
+        begun_ms = clock_ms + idle_ms
+        clock_ms = begun_ms + compute_ms
+        granted_ms = data.draw(st.integers(0, int(begun_ms)))
+        claims.append((granted_ms, -int(-clock_ms // 1) + late_ms, compute_ms))
+    claims.sort(key=lambda claim: claim[1])
+    assert believed(claims) == [round(compute_ms * 1_000) for *_, compute_ms in claims]
 
 
 class _Varying:
@@ -221,6 +279,15 @@ class ReceiptsMachine(RuleBasedStateMachine):
         assert all(0 <= rest < 3600 * 10**6 for rest in fee_due.values())
 
     @invariant()
+    def no_car_is_paid_for_more_time_than_has_passed(self) -> None:
+        """Also not over restarts, while a job runs."""
+        for name, since_ms, us in self.rows(
+            "SELECT job, min(granted_ms), sum(compute_us) FROM leases WHERE compute_us > 0 GROUP BY job, vehicle"
+        ):
+            if name in self.core.jobs:
+                assert us <= (self.now_ms - since_ms + LIMITS.clock_ms) * 1_000
+
+    @invariant()
     def all_energy_that_was_told_is_paid_or_wasted_or_capped(self) -> None:
         counted = self.counted + self.counted_by(self.core)
         assert sum(counted.values()) == self.told_mwh
@@ -232,6 +299,33 @@ class ReceiptsMachine(RuleBasedStateMachine):
 
     def rows(self, query: str) -> list[sqlite3.Row]:
         return self.ledger._connection.execute(query).fetchall()
+
+
+def restarted(ledger: SqliteLedger, now_ms: int) -> Core:
+    core = Core(POLICY)
+    core.restore(ledger.load(), now_ms)
+    return core
+
+
+def test_rows_of_ended_leases_count_after_a_restart_too_and_no_time_is_believed_twice() -> None:
+    ledger = SqliteLedger(Path(":memory:"))
+    ledger.open()
+    core = Core(POLICY)
+    core.speeds.learn("car", MODEL.digest, 10.0)
+    commands = []
+    for event in (ModelAdded(MODEL), *arrival("car"), JobSubmitted(job("j", 40, chunk_rows=8))):
+        commands += core.handle(event, 0)  # type: ignore[arg-type]
+    commands += core.assign(0)
+    commands += core.handle(VehicleState("car", State(False, 1)), 1)  # its connection broke in mid-work
+    ledger.commit([command for command in commands if isinstance(command, LedgerWrite)])
+    for chunk, now_ms in enumerate((50_000, 60_000)):
+        core = restarted(ledger, now_ms)
+        claim = rows_of("car", "j", Span(chunk, 8 * chunk, 8 * chunk + 8), compute_ms=50_000.0)
+        ledger.commit(core.handle(claim, now_ms))  # type: ignore[arg-type]
+        assert core.jobs["j"].rows_done == 8 * chunk + 8
+    (line,) = ledger.statement("vehicle", ReceiptFilter())
+    assert (line.rows, line.compute_us) == (16, 61_000_000)
+    ledger.close()
 
 
 TestReceipts = ReceiptsMachine.TestCase

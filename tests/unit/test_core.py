@@ -295,10 +295,63 @@ def test_pay_of_many_small_results_adds_up_to_that_of_the_whole() -> None:
         now_ms += 1
         for lease in [c.lease for c in core.assign(now_ms) if isinstance(c, GrantLease)]:
             span = Span(lease.chunk, lease.start, lease.stop)
+            now_ms += 9
             for command in core.handle(rows_of("car-1", "j1", span, compute_ms=9.0, energy_mwh=1), now_ms):
                 paid += command.rows.pay_micro if isinstance(command, AddRows) else 0
     assert paid == 1000 * 250_000 // 1_000_000 + 9_000 * 20_000 // 3_600_000
     assert core.fleet.live("pay_micro").tolist() == [paid]
+
+
+def test_a_car_that_claims_the_same_time_for_each_of_its_leases_is_believed_it_once() -> None:
+    core = core_with(*arrival("liar", slots=4), JobSubmitted(job(rows=8, chunk_rows=2)))
+    core.speeds.learn("liar", MODEL.digest, 10.0)
+    leases = [c.lease for c in core.assign(0) if isinstance(c, GrantLease)]
+    assert len(leases) == 4
+    believed = []
+    for lease in leases:
+        claim = rows_of("liar", "j1", Span(lease.chunk, lease.start, lease.stop), compute_ms=10_000.0, energy_mwh=10**9)
+        (added,) = [c for c in core.handle(claim, 10_000) if isinstance(c, AddRows)]
+        believed.append((added.rows.compute_ms, added.rows.energy_mwh))
+    most_w = 1e6 * 1.1 + 20  # what it stated, and what being awake draws
+    most_mwh = int(most_w * 10_000 / 3_600 + 8), int(most_w * 1_000 / 3_600)
+    assert believed == [(10_000.0, most_mwh[0]), (1_000.0, most_mwh[1]), (0.0, 0), (0.0, 0)]
+
+
+def test_what_is_left_of_a_milliwatt_hour_is_granted_once_and_not_for_every_message() -> None:
+    core = core_with(*arrival("liar"), JobSubmitted(job(rows=100, chunk_rows=100)))
+    core.assign(0)
+    for row in range(40):
+        core.handle(rows_of("liar", "j1", Span(0, row, row + 1), compute_ms=0.0, energy_mwh=1), 1_000)
+    assert core.fleet.live("energy_mwh").tolist() == [8]
+    assert core.totals.energy_capped_mwh == 32
+
+
+def test_results_that_waited_for_a_link_are_paid_in_full_also_where_some_came_twice() -> None:
+    core = core_with(*arrival("car", slots=8), JobSubmitted(job(rows=8, chunk_rows=1)))
+    core.speeds.learn("car", MODEL.digest, 10.0)
+    leases = [c.lease for c in core.assign(0) if isinstance(c, GrantLease)]
+    results = [
+        rows_of("car", "j1", Span(lease.chunk, lease.start, lease.stop), compute_ms=1_250.0, energy_mwh=5)
+        for lease in leases
+    ]
+    for result in [results[3], *results[:4], *results[4:]]:
+        core.handle(result, 10_000)
+    assert core.totals.compute_ms == core.totals.rows * 1_250.0 == 10_000.0
+
+
+def test_awake_energy_of_a_car_that_began_to_charge_after_its_lease_is_believed() -> None:
+    power = {"compute_power_w": 20.0, "awake_power_w": 260.0}
+    birth, caps, _, consent = arrival("car")
+    core = core_with(birth, caps, telemetry(["car"], charging=0, **power), consent, JobSubmitted(job(rows=100)))
+    core.assign(0)
+    core.handle(telemetry(["car"], seq=2, now_ms=50_000, charging=1, **power), 50_000)
+    core.handle(rows_of("car", "j1", Span(0, 0, 8), compute_ms=36_000.0, energy_mwh=2_800), 60_000)
+    (second, *_) = [c.lease for c in core.assign(60_000) if isinstance(c, GrantLease)]
+    core.handle(
+        rows_of("car", "j1", Span(second.chunk, second.start, second.start + 1), compute_ms=36_000.0, energy_mwh=2_800),
+        100_000,
+    )
+    assert core.fleet.live("energy_mwh").tolist() == [2_800 + 22 * 10 + 8]
 
 
 def test_ten_thousand_cars_are_told_apart_by_reason() -> None:

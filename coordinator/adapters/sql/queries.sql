@@ -118,6 +118,12 @@ SELECT job, chunk, start, stop, vehicle, epoch, granted_ms, deadline_ms,
     consent_version, energy_micro_per_kwh, pay_micro_per_h, month, copy_of
 FROM leases WHERE job = ? AND ended IS NULL ORDER BY chunk;
 
+-- name: ended_leases
+-- The latest leases of a job that ended before all their rows were there.
+SELECT job, chunk, start, stop, vehicle, epoch, granted_ms, deadline_ms,
+    consent_version, energy_micro_per_kwh, pay_micro_per_h, month, copy_of
+FROM leases WHERE job = ? AND ended <> 'done' AND rows_done < stop - start ORDER BY chunk DESC LIMIT ?;
+
 -- name: next_chunk
 -- The number that no lease of a job has had yet.
 SELECT coalesce(max(chunk) + 1, 0) FROM leases WHERE job = ?;
@@ -134,6 +140,11 @@ SELECT vehicle,
     sum(energy_mwh * energy_micro_per_kwh % 1000000) % 1000000,
     sum(compute_us * pay_micro_per_h % 3600000000) % 3600000000
 FROM leases WHERE job = ? AND rows_done > 0 GROUP BY vehicle ORDER BY vehicle;
+
+-- name: worked_of_job
+-- When each vehicle was granted the first lease of a job that it was paid for, and for how many microseconds it was.
+SELECT vehicle, min(granted_ms), sum(compute_us) FROM leases
+WHERE job = ? AND compute_us > 0 GROUP BY vehicle ORDER BY vehicle;
 
 -- name: sums_of_vehicles
 -- What each vehicle did and earned in all its time.
