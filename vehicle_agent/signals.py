@@ -49,15 +49,15 @@ class TraceReplay:
     @classmethod
     def open(cls, path: Path, *, start_ms: int, speed: float = 1.0) -> "TraceReplay":
         """Read a trace: JSON lines (`.jsonl`) or CSV, with `t_ms` and VSS paths as names. Raise BadTrace."""
-        text = path.read_text(encoding="utf-8")
         try:
+            text = path.read_text(encoding="utf-8-sig")
             rows = (
                 [json.loads(line) for line in text.splitlines() if line.strip()]
                 if path.suffix == ".jsonl"
                 else [_typed(row) for row in csv.DictReader(text.splitlines())]
             )
             times_ms, readings = _accumulate(rows)
-        except (ValueError, KeyError, TypeError) as error:  # msgspec's and json's errors are ValueError
+        except (ValueError, KeyError, TypeError, OverflowError) as error:  # msgspec's and json's are ValueError
             raise BadTrace(f"{path.name}: {error}") from None
         return cls(times_ms, readings, start_ms, speed)
 
@@ -87,6 +87,8 @@ def _accumulate(rows: Iterable[Mapping[str, Any]]) -> tuple[list[int], list[Sign
     readings: list[Signals] = []
     paths = frozenset(SIGNAL_PATHS.values())
     for row in rows:
+        if not isinstance(row, Mapping):
+            raise TypeError(f"{row!r} is no object")
         unknown = row.keys() - paths - {_TIME}
         if unknown:
             raise ValueError(f"unknown signal {min(unknown)}")

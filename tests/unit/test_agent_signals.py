@@ -16,9 +16,9 @@ JSONL = f'{{"t_ms": 100, "{MOVING}": false, "{CHARGE}": 50}}\n\n{{"t_ms": 200, "
 CSV = f"t_ms,{MOVING},{CHARGE}\n100,false,50\n200,TRUE,\n"
 
 
-@pytest.mark.parametrize(("name", "text"), [("trace.jsonl", JSONL), ("trace.csv", CSV)])
+@pytest.mark.parametrize(("name", "text"), [("trace.jsonl", JSONL), ("trace.csv", CSV), ("spreadsheet.csv", f"\ufeff{CSV}")])
 def test_a_trace_tells_what_held_at_a_time(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     trace = TraceReplay.open(tmp_path / name, start_ms=1000, speed=10.0)
     readings = [trace.read(now_ms) for now_ms in (1009, 1010, 1019, 1020, 9999)]
     parked, driving = Signals(moving=False, charge_percent=50.0), Signals(moving=True, charge_percent=50.0)
@@ -45,10 +45,13 @@ async def test_a_trace_says_when_it_changes(tmp_path: Path) -> None:
         (f'{{"t_ms": 1, "{CHARGE}": 101}}', "100"),
         (f'{{"{CHARGE}": 10}}', "t_ms"),
         ("{", "trace.jsonl"),
+        ("5", "5 is no object"),
+        ('{"t_ms": Infinity}', "infinity"),
+        ("\xff", "utf-8"),
     ],
 )
 def test_a_trace_that_cannot_be_played_says_why(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "trace.jsonl").write_text(text)
+    (tmp_path / "trace.jsonl").write_text(text, encoding="latin-1")
     with pytest.raises(BadTrace, match=words):
         TraceReplay.open(tmp_path / "trace.jsonl", start_ms=0)
 
