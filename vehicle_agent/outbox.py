@@ -96,7 +96,6 @@ class Outbox:
         kept = [each.message for each in entries if each.outlives_link and each.spool_id is None]
         if kept:
             self._spool.put(kept)
-            self._counters["spooled"] += len(kept)
 
     def _append(self, entry: _Entry) -> None:
         self._waiting.append(entry)

@@ -1,9 +1,11 @@
 """A bounded store on disk for result messages that could not be sent. Knows neither the link nor what they say.
 
 What it promises: a message that was put in is still there after the process is killed, until it is removed or shed.
-After a power cut the newest ones may be missing: their rows are leased again, so that is not worth an fsync each.
+After a power cut the newest ones may be missing, and on a full disk none is taken (counted): their rows are leased
+again, so that is worth neither an fsync each nor the agent's life.
 """
 
+import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ __all__ = ["Outgoing", "Properties", "Spool"]
 
 Properties = tuple[tuple[str, str], ...]
 
+_log = logging.getLogger(__name__)
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
@@ -60,17 +63,22 @@ class Spool:
         return cls(database, max_bytes, counters)
 
     def put(self, messages: Sequence[Outgoing]) -> None:
-        """Store messages in one transaction, and shed what is too much then."""
-        with self._transaction():
-            self._database.executemany(
-                _PUT, [(each.topic, each.payload, msgspec.json.encode(each.properties)) for each in messages]
-            )
-            self._bytes += sum(len(each.payload) for each in messages)
-            while self._bytes > self._max_bytes:
-                oldest, size = self._database.execute(_OLDEST).fetchone()
-                self._database.execute(_REMOVE, (oldest,)).fetchall()
-                self._bytes -= size
-                self._counters["spool_shed"] += 1
+        """Store messages in one transaction, and shed what is too much then. What the disk has no room for is lost."""
+        rows = [(each.topic, each.payload, msgspec.json.encode(each.properties)) for each in messages]
+        size, shed = self._bytes + sum(len(each.payload) for each in messages), 0
+        try:
+            with self._transaction():
+                self._database.executemany(_PUT, rows)
+                while size > self._max_bytes:
+                    oldest, freed = self._database.execute(_OLDEST).fetchone()
+                    self._database.execute(_REMOVE, (oldest,)).fetchall()
+                    size, shed = size - freed, shed + 1
+        except sqlite3.OperationalError as error:
+            self._failed("spool_failed", len(messages), error)
+            return
+        self._bytes = size
+        self._counters["spooled"] += len(messages)
+        self._counters["spool_shed"] += shed
 
     def last_id(self) -> int:
         """Return the newest message's id, 0 when there is none."""
@@ -84,13 +92,21 @@ class Spool:
         ]
 
     def remove(self, message_id: int) -> None:
-        """Forget a message, which may have been shed already."""
-        for (size,) in self._database.execute(_REMOVE, (message_id,)).fetchall():
-            self._bytes -= size
+        """Forget a message, which may have been shed already. On a full disk it stays, and is sent once more."""
+        try:
+            removed = self._database.execute(_REMOVE, (message_id,)).fetchall()
+        except sqlite3.OperationalError as error:
+            self._failed("spool_not_removed", 1, error)
+            return
+        self._bytes -= sum(size for (size,) in removed)
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    def _failed(self, what: str, messages: int, error: sqlite3.OperationalError) -> None:
+        self._counters[what] += messages
+        _log.warning("the spool can't be written: %s", error)
 
     def _transaction(self) -> sqlite3.Connection:
         self._database.execute("BEGIN")

@@ -90,6 +90,18 @@ def test_a_file_from_before_traces_were_kept_is_taken_over(tmp_path: Path, count
             assert spool.between(0, spool.last_id(), 2) == [(1, rows(b"old"))]
 
 
+def test_a_full_disk_loses_new_messages_counted_and_no_older_one(tmp_path: Path, counters: Counter[str]) -> None:
+    database = sqlite3.connect(tmp_path / "spool", isolation_level=None)
+    with contextlib.closing(Spool.open(tmp_path / "spool", 1 << 20, counters)) as first:
+        first.put([rows(b"kept")])
+    database.execute("PRAGMA max_page_count = 4")  # SQLite says the same of it as of a full disk
+    with contextlib.closing(Spool(database, 1 << 20, counters)) as spool:
+        spool.put([rows(bytes(10_000)), rows(b"in one transaction with it")])
+        spool.put([rows(b"fits")])
+        assert kept(spool) == [b"kept", b"fits"]
+    assert (counters["spool_failed"], counters["spooled"]) == (2, 2)
+
+
 @pytest.fixture
 async def link(broker: Broker) -> AsyncIterator[Link]:
     session = await connect(ConnectOptions(broker.host, broker.port, "car"))
