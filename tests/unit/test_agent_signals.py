@@ -16,7 +16,9 @@ JSONL = f'{{"t_ms": 100, "{MOVING}": false, "{CHARGE}": 50}}\n\n{{"t_ms": 200, "
 CSV = f"t_ms,{MOVING},{CHARGE}\n100,false,50\n200,TRUE,\n"
 
 
-@pytest.mark.parametrize(("name", "text"), [("trace.jsonl", JSONL), ("trace.csv", CSV), ("spreadsheet.csv", f"\ufeff{CSV}")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("trace.jsonl", JSONL), ("trace.csv", CSV), ("spreadsheet.csv", f"\ufeff{CSV}")]
+)
 def test_a_trace_tells_what_held_at_a_time(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     trace = TraceReplay.open(tmp_path / name, start_ms=1000, speed=10.0)
