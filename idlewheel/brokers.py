@@ -17,9 +17,19 @@ from typing import Final, Literal
 from fleet_link import ConnectOptions, LinkError, connect
 from idlewheel.processes import dying_with_us
 
-__all__ = ["Broker", "BrokerFailed", "BrokerKind", "find_mosquitto", "free_port", "is_answering", "start_broker"]
+__all__ = [
+    "Broker",
+    "BrokerChoice",
+    "BrokerFailed",
+    "BrokerKind",
+    "find_mosquitto",
+    "free_port",
+    "is_answering",
+    "start_broker",
+]
 
 BrokerKind = Literal["mosquitto", "embedded"]
+BrokerChoice = Literal["auto", "mosquitto", "embedded"]
 
 _HOST: Final = "127.0.0.1"
 _START_S: Final = 15.0
@@ -42,13 +52,7 @@ max_packet_size {packet_bytes}
 log_dest stderr
 log_type error
 log_type warning
-persistence {persistence}
-"""
-# Written after every change, though a moment after the PUBACK. It rewrites the whole file: for a small broker only.
-_MOSQUITTO_PERSISTENCE: Final = """\
-persistence_location {directory}/
-autosave_on_changes true
-autosave_interval 1
+persistence false
 """
 # Segments are kept in memory for each filter: the default of ten of 100 MB would be up to 1 GB a filter. A subscriber
 # that lags by more than two of them loses what is older, though its sender got a PUBACK.
@@ -80,7 +84,7 @@ class BrokerFailed(Exception):
 
 
 class Broker:
-    """A broker's process. Its port stays the same over `kill` and `restart`."""
+    """A broker's process. Its port stays the same over `kill` and another `start`."""
 
     host: Final = _HOST
 
@@ -150,20 +154,15 @@ class Broker:
 
 
 @contextlib.asynccontextmanager
-async def start_broker(
-    kind: Literal["auto", "mosquitto", "embedded"], directory: Path, *, persistence: bool = False
-) -> AsyncIterator[Broker]:
-    """Run a broker on a free loopback port, with its files in `directory`, which must exist.
+async def start_broker(kind: BrokerChoice, directory: Path) -> AsyncIterator[Broker]:
+    """Run a broker on a free loopback port, with its files in `directory`, which must exist; it keeps nothing.
 
-    `auto` takes Mosquitto when it is installed. `persistence` (Mosquitto only) keeps sessions and retained messages
-    over a kill, but for the last moment before it.
+    `auto` takes Mosquitto when it is installed.
     """
     if kind == "auto":
         kind = "embedded" if find_mosquitto() is None else "mosquitto"
     port = free_port()
-    command = (
-        _mosquitto(directory, port, persistence=persistence) if kind == "mosquitto" else _embedded(directory, port)
-    )
+    command = _mosquitto(directory, port) if kind == "mosquitto" else _embedded(directory, port)
     broker = Broker(kind, port, command, directory / "broker.log")
     await broker.start()
     try:
@@ -204,20 +203,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _mosquitto(directory: Path, port: int, *, persistence: bool) -> list[str]:
+def _mosquitto(directory: Path, port: int) -> list[str]:
     program = find_mosquitto()
     if program is None:
         raise BrokerFailed("Mosquitto is not installed (on Debian: apt-get install mosquitto)")
-    text = _MOSQUITTO.format(
-        host=_HOST,
-        port=port,
-        packet_bytes=_PACKET_BYTES,
-        persistence="true" if persistence else "false",
-    )
-    if persistence:
-        text += _MOSQUITTO_PERSISTENCE.format(directory=directory)
     file = directory / "mosquitto.conf"
-    file.write_text(text)
+    file.write_text(_MOSQUITTO.format(host=_HOST, port=port, packet_bytes=_PACKET_BYTES))
     return [program, "-c", str(file)]
 
 

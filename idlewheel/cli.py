@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from idlewheel.cli_lazy import Program
+from idlewheel.cli_options import Json, Url, json_text
 from idlewheel.cli_owner import owner_app
 from idlewheel.cli_store import store_app
 from idlewheel.cli_tariff import tariff_app
@@ -42,12 +43,7 @@ app.add_typer(owner_app, name="owner")
 app.add_typer(store_app, name="store")
 app.add_typer(tariff_app, name="tariff")
 
-Url = Annotated[
-    str | None,
-    typer.Option("--url", envvar="IDLEWHEEL_URL", help="The coordinator; this machine's unless given."),
-]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that `submit` or `jobs` shows.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Out = Annotated[
     Path | None,
     typer.Option("-o", "--out", metavar="OUT", help="Where the outputs go: .npz, or .npy for a single output."),
@@ -105,7 +101,7 @@ def submit(
             trace=_trace(),
         )
         if out is None:
-            _print(_to_json(job.status()) if as_json else job.id)
+            _print(json_text(job.status()) if as_json else job.id)
         else:
             _fetch(job, out, as_json=as_json)
 
@@ -144,7 +140,7 @@ def jobs(as_json: Json = False, url: Url = None) -> None:
     with _client(url) as client:
         views = client.jobs()
     if as_json:
-        return _print(_to_json(views))
+        return _print(json_text(views))
     from idlewheel.cli_tables import print_jobs  # noqa: PLC0415 - rich is slow to load
 
     return print_jobs(views)
@@ -162,7 +158,7 @@ def vehicles(as_json: Json = False, url: Url = None) -> None:
     with _client(url) as client:
         views = client.vehicles()
     if as_json:
-        return _print(_to_json(views))
+        return _print(json_text(views))
     from idlewheel.cli_tables import print_vehicles  # noqa: PLC0415 - rich is slow to load
 
     return print_vehicles(views)
@@ -189,14 +185,14 @@ def why(
     with _client(url) as client:
         if vehicle is not None:
             view = client.vehicle(vehicle)
-            _print(_to_json(view) if as_json else why_vehicle(view))
+            _print(json_text(view) if as_json else why_vehicle(view))
         elif job is not None:
             status = client.job(job).status()
             if status.state == "running":
                 explanation = client.job(job).why()
-                _print(_to_json(explanation) if as_json else why_running_job(explanation))
+                _print(json_text(explanation) if as_json else why_running_job(explanation))
             else:
-                _print(_to_json(status) if as_json else why_job(status))
+                _print(json_text(status) if as_json else why_job(status))
 
 
 @app.command()
@@ -211,7 +207,7 @@ def cancel(job: JobId, as_json: Json = False, url: Url = None) -> None:
 
     with _client(url) as client:
         view = client.job(job).cancel()
-    _print(_to_json(view) if as_json else why_job(view))
+    _print(json_text(view) if as_json else why_job(view))
 
 
 @app.command()
@@ -226,7 +222,7 @@ def status(as_json: Json = False, url: Url = None) -> None:
 
     with _client(url) as client:
         health = client.health()
-    _print(_to_json(health) if as_json else health_lines(health))
+    _print(json_text(health) if as_json else health_lines(health))
     if health.status != "ok":
         raise typer.Exit(_NOT_WELL)
 
@@ -280,7 +276,7 @@ def _fetch(job: "Job", out: Path, *, as_json: bool, partial: bool = False) -> No
         typer.echo(f"\njob {job.id} goes on; fetch it with: idlewheel result {job.id} -o {out}", err=True)
         raise typer.Exit(_INTERRUPTED) from None
     if as_json:
-        _print(_to_json(view))
+        _print(json_text(view))
     if view.rows_done < view.rows:
         from idlewheel.words import missing_rows  # noqa: PLC0415 - loads the protocol
 
@@ -293,12 +289,6 @@ def _wait(job: "Job") -> "JobView":
     from idlewheel.cli_progress import wait_with_progress  # noqa: PLC0415 - rich is slow to load
 
     return wait_with_progress(job)
-
-
-def _to_json(value: object) -> str:
-    import msgspec  # noqa: PLC0415 - only needed here
-
-    return msgspec.json.format(msgspec.json.encode(value)).decode()
 
 
 def _print(text: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from idlewheel.cli_options import Json, Url, json_text
 from idlewheel.errors import BadInput, Refused
 from idlewheel.money_text import micro
 
@@ -22,8 +23,6 @@ policy_app = typer.Typer(
 )
 
 Vehicles = Annotated[list[str], typer.Argument(metavar="VEHICLE...", help="One car or several.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Url = Annotated[str | None, typer.Option("--url", envvar="IDLEWHEEL_URL", help="The coordinator.")]
 
 
 @policy_app.command()
@@ -211,9 +210,7 @@ def _who() -> str:
 
 def _print(views: "list[PolicyView]", *, as_json: bool) -> None:
     if as_json:
-        import msgspec  # noqa: PLC0415 - slow to load
-
-        return typer.echo(msgspec.json.format(msgspec.json.encode(views)).decode())
+        return typer.echo(json_text(views))
     from idlewheel.words import policy_lines  # noqa: PLC0415 - loads the protocol
 
     return typer.echo("\n\n".join(policy_lines(view) for view in views))

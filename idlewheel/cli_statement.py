@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from idlewheel.cli_options import Json, Url, json_text
 from idlewheel.errors import BadInput
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ def statement(
     month: Annotated[str | None, typer.Option(metavar="M", help="Only this local month, such as 2026-11.")] = None,
     by: Annotated[By, typer.Option(help="A line for each of these; `receipt` is one for each chunk.")] = "vehicle",
     csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write lines as CSV here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
-    url: Annotated[str | None, typer.Option("--url", envvar="IDLEWHEEL_URL", help="The coordinator.")] = None,
+    as_json: Json = False,
+    url: Url = None,
 ) -> None:
     """Show what cars computed, what the energy cost and what was earned.
 
@@ -34,9 +35,7 @@ def statement(
       idlewheel owner statement --owner ada --month 2026-11
       idlewheel owner statement --month 2026-11 --by receipt --csv november.csv
     """
-    import msgspec  # noqa: PLC0415 - with what follows, slow to load and only needed here
-
-    from idlewheel.cli_tables import print_receipts, print_statement  # noqa: PLC0415
+    from idlewheel.cli_tables import print_receipts, print_statement  # noqa: PLC0415 - with the client slow to load
     from idlewheel.client import Client  # noqa: PLC0415
 
     if csv_file is not None and as_json:
@@ -48,7 +47,7 @@ def statement(
     if csv_file is not None:
         _write_csv(csv_file, by, receipts or lines)
     elif as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(receipts or lines)).decode())
+        typer.echo(json_text(receipts or lines))
     elif by == "receipt":
         print_receipts(receipts)
     else:

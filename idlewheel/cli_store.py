@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from idlewheel.cli_options import Json, json_text
 from idlewheel.errors import BadInput
 
 __all__ = ["store_app"]
@@ -19,7 +20,7 @@ def store() -> None:
 @store_app.command()
 def check(
     url: Annotated[str, typer.Argument(metavar="URL", help="influx://[USER:PASSWORD@]HOST:PORT/DATABASE")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what a server is and supports, what is missing, and what to do. Ends with 1 when something is missing.
 
@@ -27,9 +28,7 @@ def check(
     Example:
       idlewheel store check influx://127.0.0.1:8086/fleet
     """
-    import msgspec  # noqa: PLC0415 - with what follows, only needed here
-
-    from coordinator.adapters.influx_check import examine  # noqa: PLC0415
+    from coordinator.adapters.influx_check import examine  # noqa: PLC0415 - with what follows, only needed here
     from coordinator.adapters.influx_server import InfluxAddress  # noqa: PLC0415
     from coordinator.errors import StoreUnavailable  # noqa: PLC0415
 
@@ -39,7 +38,7 @@ def check(
         raise BadInput(error.detail) from None
     findings = examine(address)
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(findings)).decode())
+        typer.echo(json_text(findings))
     else:
         for finding in findings:
             typer.echo(f"{'ok     ' if finding.ok else 'MISSING'}  {finding.name}: {finding.text}")

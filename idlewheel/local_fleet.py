@@ -4,19 +4,16 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from idlewheel.agent_host import HostedCar, HostSpec
-from idlewheel.brokers import Broker, start_broker
+from idlewheel.brokers import Broker, BrokerChoice, start_broker
 from idlewheel.processes import Child, run_child
 
-__all__ = ["BrokerChoice", "LocalFleet", "run_agents", "run_local_fleet"]
+__all__ = ["LocalFleet", "run_agents", "run_local_fleet"]
 
 _OWN_CARS = {"owner": "operator", "purposes": ["general"]}
-
-BrokerChoice = Literal["auto", "mosquitto", "embedded"]
 
 
 @dataclass(frozen=True, slots=True)

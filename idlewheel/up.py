@@ -17,14 +17,14 @@ from typing import Annotated
 import typer
 
 from idlewheel.agent_host import HostedCar
-from idlewheel.brokers import BrokerFailed, is_answering
+from idlewheel.brokers import BrokerChoice, BrokerFailed, is_answering
 from idlewheel.errors import BadInput
-from idlewheel.local_fleet import BrokerChoice, LocalFleet, run_agents, run_local_fleet
+from idlewheel.local_fleet import LocalFleet, run_agents, run_local_fleet
 from idlewheel.processes import Child, ChildFailed
 from simulator.car import Replay
 from simulator.traces import parked
 
-__all__ = ["up"]
+__all__ = ["parse_address", "up"]
 
 _BROKER_CHECK_S = 5.0
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from fleet_wire.api import FailedRowView, HealthView, JobExplanation, JobView, PolicyView, VehicleView
 from idlewheel.hours_text import format_hours
+from idlewheel.money_text import MICRO
 
 __all__ = [
     "counted",
@@ -15,8 +16,6 @@ __all__ = [
     "why_running_job",
     "why_vehicle",
 ]
-
-_MICRO = 1_000_000
 
 
 def why_vehicle(view: VehicleView) -> str:
@@ -109,11 +108,11 @@ def policy_lines(view: PolicyView) -> str:
     lines.append(f"  from {policy.charge_floor_percent:g} % of charge")
     limits = (
         (policy.departure_charge_percent, "has {:g} % of charge at the next departure", 1),
-        (policy.price_ceiling_micro_per_kwh, "where a kWh costs {:g} at most", _MICRO),
-        (policy.least_pay_micro_per_h or None, "for {:g} an hour of computing at least", _MICRO),
+        (policy.price_ceiling_micro_per_kwh, "where a kWh costs {:g} at most", MICRO),
+        (policy.least_pay_micro_per_h or None, "for {:g} an hour of computing at least", MICRO),
         (policy.power_cap_w, "drawing {:g} W at most", 1),
         (link.least_mbps or None, "over links of {:g} Mbit/s at least", 1),
-        (link.month_bytes, "carrying {:g} MB a month at most", _MICRO),
+        (link.month_bytes, "carrying {:g} MB a month at most", MICRO),
     )
     lines += [f"  {text.format(value / unit)}" for value, text, unit in limits if value is not None]
     if policy.charge_coincident_only:

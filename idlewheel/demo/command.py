@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import msgspec
 import numpy as np
 import typer
 from rich.console import Console
 
 from fleet_wire.bundle import decode_bundle, encode_bundle
 from fleet_wire.tensors import Array
-from idlewheel.brokers import BrokerFailed
+from idlewheel.brokers import BrokerChoice, BrokerFailed
+from idlewheel.cli_options import json_text
 from idlewheel.demo.comparison import count, matching_rows
 from idlewheel.demo.player import DemoFailed, Player
 from idlewheel.demo.report import Agreement, Report, Run, make_report
@@ -24,7 +24,6 @@ from idlewheel.demo.stage import build_stage
 from idlewheel.demo.story import Story
 from idlewheel.errors import IdlewheelError
 from idlewheel.examples import EXAMPLES, Example, ExampleRows, count_agreement
-from idlewheel.local_fleet import BrokerChoice
 from idlewheel.processes import ChildFailed, run_child
 from simulator.fleet import choose_fleet
 from simulator.sessions import ATTRIBUTION
@@ -77,7 +76,7 @@ def demo(
     except asyncio.CancelledError:
         raise typer.Exit(128 + signal.SIGTERM) from None
     print_summary(console, made)
-    text = msgspec.json.format(msgspec.json.encode(made), indent=2).decode()
+    text = json_text(made)
     if report is not None:
         report.write_text(text + "\n", encoding="utf-8")
     if as_json:

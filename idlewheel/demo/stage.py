@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from idlewheel.agent_host import HostedCar
-from idlewheel.local_fleet import BrokerChoice, LocalFleet, run_agents, run_local_fleet
+from idlewheel.brokers import BrokerChoice
+from idlewheel.local_fleet import LocalFleet, run_agents, run_local_fleet
 from idlewheel.processes import Child
 from simulator.car import Replay
 from simulator.fleet import CarChoice, FleetChoice

@@ -1,11 +1,22 @@
-"""What Mosquitto keeps over SIGKILL when it is started with persistence; the embedded broker keeps nothing."""
+"""What Mosquitto keeps over SIGKILL when it is told to; the embedded broker keeps nothing."""
 
 import asyncio
 import time
 from pathlib import Path
 
 from fleet_link import ConnectOptions, Message, connect
-from idlewheel.brokers import start_broker
+from idlewheel.brokers import Broker, free_port
+
+# Written after every change, though a moment after the PUBACK. It rewrites the whole file: for a small broker only.
+CONFIGURATION = """\
+user root
+listener {port} 127.0.0.1
+allow_anonymous true
+persistence true
+persistence_location {directory}/
+autosave_on_changes true
+autosave_interval 1
+"""
 
 
 def wait_until_written(database: Path, payload: bytes) -> None:
@@ -17,7 +28,11 @@ def wait_until_written(database: Path, payload: bytes) -> None:
 
 
 async def test_retained_and_queued_messages_survive_a_kill(mosquitto_program: str, tmp_path: Path) -> None:
-    async with start_broker("mosquitto", tmp_path, persistence=True) as broker:
+    port, file = free_port(), tmp_path / "mosquitto.conf"
+    file.write_text(CONFIGURATION.format(port=port, directory=tmp_path))
+    broker = Broker("mosquitto", port, [mosquitto_program, "-c", str(file)], tmp_path / "broker.log")
+    await broker.start()
+    try:
         kept = ConnectOptions(broker.host, broker.port, "reader", clean_start=False, session_expiry_s=300)
         reader = await connect(kept)
         await reader.subscribe([("queued", 1)])
@@ -38,3 +53,5 @@ async def test_retained_and_queued_messages_survive_a_kill(mosquitto_program: st
                 found += await reader.receive()
         assert sorted(message.payload for message in found) == [b"policy", b"result"]
         await reader.close()
+    finally:
+        await broker.kill()
