@@ -1,6 +1,7 @@
-"""Eligibility and one pass of assignment over a large fleet: who may work, and leases on every chunk that is open."""
+"""A large fleet: who may work, one pass of assignment, leases on every chunk that is open, and memory a vehicle."""
 
 import time
+import tracemalloc
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
@@ -21,10 +22,11 @@ from coordinator.events import (
     VehicleCaps,
     VehicleState,
 )
+from coordinator.fleet_view import FleetView
 from coordinator.model import Job, Model
 from fleet_wire.api import JobTerms, TensorSpec
 from fleet_wire.messages import Caps, State
-from fleet_wire.policy import OwnerPolicy
+from fleet_wire.policy import Hours, OwnerPolicy
 
 GROUP: Final = "scheduling"
 VEHICLES: Final = 100_000
@@ -32,6 +34,8 @@ JOBS: Final = 100
 CHUNKS: Final = 10_000
 MODELS: Final = 10
 LIMIT_MS: Final = 50.0
+LIMIT_BYTES: Final = 1024
+VIEWED: Final = 20_000
 _CHUNK_ROWS: Final = 8
 _NOW_MS: Final = 1_790_000_000_000
 
@@ -61,6 +65,7 @@ async def measure(plan: Plan) -> list[Figure]:
         below(LIMIT_MS, first),
         Figure(GROUP, f"of it eligibility of {VEHICLES:,} vehicles", "ms", middle(looks), note=listed(looks)),
         whole,
+        below(LIMIT_BYTES, Figure(GROUP, f"fleet view of {VIEWED:,} vehicles, memory a vehicle", "B", view_bytes())),
     ]
 
 
@@ -140,6 +145,23 @@ def fleet_at_rest() -> Core:
     for model in models:
         core.speeds.learn(vehicles[0], model.digest, 20.0)
     return core
+
+
+def view_bytes() -> float:
+    """Bytes a vehicle of a fleet view in which each has a policy of its own, with hours, and three of ten models."""
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    fleet = FleetView()
+    for number in range(VIEWED):
+        vehicle = f"car-{number:06d}"
+        models = [f"{(number + each) % MODELS:064x}" for each in range(3)]
+        hours = [Hours([0, 1, 2, 3, 4], 22 * 60, 6 * 60)]
+        fleet.set_state(vehicle, State(online=True, epoch=1))
+        fleet.set_caps(vehicle, Caps(1, "1", "", "", "", 1, 4, 1, models=models))
+        fleet.set_policy(vehicle, OwnerPolicy(version=1, owner=f"owner-{number}", purposes=["general"], hours=hours))
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return (after - before) / VIEWED
 
 
 def telemetry(vehicles: list[str], seq: int) -> TelemetryBatch:

@@ -36,7 +36,7 @@ class Consents:
     def appeared(self, vehicle: str, now_ms: int) -> list[Command]:
         """A vehicle said what it can do, and which version of its policy it holds."""
         row = self.fleet.row(vehicle)
-        policy = self.fleet.policies[row]
+        policy = self.fleet.policy(vehicle)
         if policy is None and self.fleet_policy is not None:
             return self.take(PolicySet(vehicle, self.fleet_policy, _EVERYBODY), now_ms)
         if policy is None or policy.version == self.fleet.column["consent_version"][row]:
@@ -50,7 +50,7 @@ class Consents:
         """Take the next version of a policy. What the car holds relies on the one before, and ends with it."""
         vehicle, policy = event.vehicle, event.policy
         row = self.fleet.row(vehicle)
-        if policy == self.fleet.policies[row]:
+        if policy == self.fleet.policy(vehicle):
             return []
         if policy.version != self.fleet.column["policy_version"][row] + 1:
             self.refusals["policy_version_conflict"] += 1
@@ -58,7 +58,7 @@ class Consents:
         self.fleet.set_policy(vehicle, policy)
         self.fleet.column["policy_sent_ms"][row] = now_ms
         commands: list[Command] = [AddConsent(vehicle, policy, event.by, now_ms), SendPolicy(vehicle, policy)]
-        for job, chunks in list(self.fleet.held[row].items()):
+        for job, chunks in list(self.fleet.held.get(row, {}).items()):
             commands += self.leases.release(
                 job, sorted(chunks), LeaseEnd.CANCELLED, now_ms
             )  # which the car did not ask for
@@ -71,5 +71,5 @@ class Consents:
         unheld = self.fleet.live("online") & (version > 0) & (self.fleet.live("consent_version") != version)
         rows = np.flatnonzero(unheld & (sent_ms <= now_ms - self.repeat_ms))
         sent_ms[rows] = now_ms
-        policies = [(self.fleet.ids[row], self.fleet.policies[row]) for row in rows.tolist()]
-        return [SendPolicy(vehicle, policy) for vehicle, policy in policies if policy is not None]
+        vehicles = [self.fleet.ids[row] for row in rows.tolist()]
+        return [SendPolicy(each, policy) for each in vehicles if (policy := self.fleet.policy(each)) is not None]

@@ -231,7 +231,7 @@ class Core:
         self.counters["vehicle_online" if state.online else "vehicle_offline"] += 1
         commands: list[Command] = []
         row = self.fleet.row(vehicle)
-        for job, chunks in list(self.fleet.held[row].items()):
+        for job, chunks in list(self.fleet.held.get(row, {}).items()):
             leases = self.jobs[job].leases
             lost = [chunk for chunk in chunks if not state.online or leases[chunk].record.epoch != state.epoch]
             commands += self._leases.release(job, lost, LeaseEnd.LOST, now_ms)
@@ -248,7 +248,7 @@ class Core:
         if progress is None:
             return []
         row = self.fleet.row(event.vehicle)
-        held = self.fleet.held[row].get(refusal.job, set())
+        held = self.fleet.held.get(row, {}).get(refusal.job, set())
         chunks = held.intersection(refusal.chunks) if refusal.chunks else set(held)
         if refusal.reason is not RefusalReason.LEAVING:
             self.scheduler.rest(event.vehicle, now_ms)

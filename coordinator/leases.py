@@ -28,7 +28,7 @@ class Leases:
     def hold(self, row: int, records: Sequence[LeaseRecord], work_ms: float) -> None:
         """A car has chunks of one job now, which are so much work together."""
         job = records[0].job
-        held = self.fleet.held[row].setdefault(job, set())
+        held = self.fleet.held.setdefault(row, {}).setdefault(job, set())
         for record in records:
             held.add(record.chunk)
             heapq.heappush(self._deadlines, (record.deadline_ms, job, record.chunk))
@@ -50,6 +50,7 @@ class Leases:
             del held[record.job]
         self.fleet.column["leases"][row] -= 1
         if not held:
+            del self.fleet.held[row]
             self.fleet.column["backlog_ms"][row] = 0.0
 
     def work_off(self, vehicle: str, progress: JobProgress, spans: Iterable[Span]) -> None:

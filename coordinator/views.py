@@ -70,7 +70,6 @@ def reasons_for(core: Core, progress: JobProgress, now_ms: int) -> NDArray[np.in
 
 def _vehicle(core: Core, row: int, reason: Reason) -> VehicleView:
     fleet = core.fleet
-    caps = fleet.caps[row]
 
     def flag(name: str) -> bool | None:
         value = int(fleet.column[name][row])
@@ -92,7 +91,7 @@ def _vehicle(core: Core, row: int, reason: Reason) -> VehicleView:
         energy_mwh=int(fleet.column["energy_mwh"][row]),
         pay_micro=int(fleet.column["pay_micro"][row]),
         last_seen_ms=received_ms or None,
-        region="" if caps is None else caps.region,
+        region=fleet.regions[fleet.column["region"][row]],
         energy_micro_per_kwh=None if np.isnan(price) else int(price),
     )
 

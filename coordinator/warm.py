@@ -24,7 +24,7 @@ class WarmModels:
         """For every known car whether it has this model; shape [vehicles]."""
         flags = self._warm.get(model)
         if flags is None:
-            flags = np.array([caps is not None and model in caps.models for caps in self.fleet.caps], dtype=np.bool_)
+            flags = np.array([model in models for models in self.fleet.models], dtype=np.bool_)
         if len(flags) < len(self.fleet):
             flags = np.concatenate([flags, np.zeros(len(self.fleet.unwilling) - len(flags), dtype=np.bool_)])
         self._warm[model] = flags
@@ -40,9 +40,8 @@ class WarmModels:
 
     def caps_changed(self, row: int) -> None:
         """A car said anew what it holds."""
-        caps = self.fleet.caps[row]
         for model in self._warm:
-            self.of(model)[row] = caps is not None and model in caps.models
+            self.of(model)[row] = model in self.fleet.models[row]
 
     def prepare(self, model: str, needed: Container[str]) -> None:
         """Look once through all caps, so that no pass has to; of models that no job needs, only some are kept."""
