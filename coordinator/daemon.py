@@ -33,7 +33,7 @@ from coordinator.foresight import ForesightTerms
 from coordinator.ingest import Ingest
 from coordinator.link import Announcement, IdentityTaken, Link, TelemetryWriter
 from coordinator.memory import AvailabilityMemory
-from coordinator.observation import Observer, ServiceState, keep_observing
+from coordinator.observation import Observer, ServiceState, keep_observing, look_last
 from coordinator.policy_drafts import read_fleet_policy
 from coordinator.ports import TelemetryStore
 from coordinator.rules.pay import PayTerms
@@ -59,7 +59,8 @@ class _Stopped(Exception):
 async def run_coordinator(
     settings: CoordinatorSettings, random_source: random.Random, spans: SpanSink | None = None
 ) -> None:
-    """Serve until SIGINT or SIGTERM; then let go of the broker, finish the commit under way and close the stores.
+    """Serve until SIGINT or SIGTERM; then let go of the broker, finish the commit under way, look a last time at what
+    happened, and close the store when it has that.
 
     `spans` hears of what is done for traced jobs; whoever gives it closes it.
     Raises BadTariff, StoreUnavailable, IdentityTaken, Rejected (the fleet policy) or OSError (the HTTP address) when it
@@ -151,6 +152,7 @@ async def run_coordinator(
         async with asyncio.timeout(_STOP_STEP_S):
             await memory.save()
             await brain.close()
+            look_last(observer, service(), wall_clock_ms(), store.record)
             await telemetry.close()
 
 

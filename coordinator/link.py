@@ -7,12 +7,14 @@ when what it says is durable, and never before.
 import asyncio
 import logging
 import random
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from coordinator.brain import Brain, wall_clock_ms
 from coordinator.delays import Delay
@@ -34,7 +36,9 @@ __all__ = ["Announcement", "IdentityTaken", "Link", "TelemetryWriter"]
 
 _WAITING_BATCHES = 8
 _ASK_AGAIN_S = 5.0
+_SETTLES_MS = 1_000  # between the time that a document is given and its place in the queue
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class IdentityTaken(Exception):
@@ -42,11 +46,15 @@ class IdentityTaken(Exception):
 
 
 class TelemetryWriter:
-    """Writes batches to the store, as many at once as wait; `kept` is called when they are durable."""
+    """Writes batches to the store, as many at once as wait; `kept` is called when they are durable.
+
+    Reading and maintenance, which may take minutes, have a thread of their own and hold no telemetry back.
+    """
 
     def __init__(self, store: TelemetryStore) -> None:
         self._store = store
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="telemetry")
+        self._asking = asyncio.Lock()
         self._queue: asyncio.Queue[tuple[TelemetryBatch, Callable[[], None]]] = asyncio.Queue(_WAITING_BATCHES)
         self._waiting_since: deque[float] = deque()
 
@@ -58,7 +66,7 @@ class TelemetryWriter:
         """Tell once which vehicles the store knows, as soon as it can be asked."""
         while True:
             try:
-                latest = await asyncio.get_running_loop().run_in_executor(self._thread, self._store.latest)
+                latest = await self._aside(self._store.latest)
             except StoreUnavailable as error:
                 _log.warning("the vehicles of before are not known yet: %s", error)
                 await asyncio.sleep(_ASK_AGAIN_S)
@@ -66,20 +74,23 @@ class TelemetryWriter:
                 return tell(VehiclesRemembered(tuple(latest.vehicle.tolist())))
 
     async def maintain(self, every_s: float) -> None:
-        """Have the store roll up and forget, until cancelled. What fails waits for the next time."""
+        """Have the store roll up and forget, until cancelled. What fails waits for the next time.
+
+        What the store has not kept yet was received after the time that it is told, so that it rolls up whole hours.
+        """
         while True:
             try:
-                await self._in_thread(self._store.maintain, wall_clock_ms())
+                await self._aside(self._store.maintain, wall_clock_ms() - int(self.lag_ms) - _SETTLES_MS)
             except StoreUnavailable as error:
                 _log.warning("telemetry was not rolled up: %s", error)
             await asyncio.sleep(every_s)
 
     async def plug_history(self, since_ms: int) -> PlugHistory:
         """When vehicles were plugged in since `since_ms`, as the store knows."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._store.plug_history, since_ms)
+        return await self._aside(self._store.plug_history, since_ms)
 
     async def close(self) -> None:
-        """Close the store after the write that is under way."""
+        """Close the store after the write that is under way; what is being asked is given up."""
         self._store.give_up()
         await self._in_thread(self._store.close)
         self._thread.shutdown()
@@ -107,6 +118,21 @@ class TelemetryWriter:
 
     async def _in_thread(self, call: Callable[..., None], *arguments: object) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+
+    async def _aside(self, call: Callable[..., T], *arguments: object) -> T:
+        """Ask the store one thing at a time, in a thread that neither telemetry nor the process's end waits for."""
+        answer: Future[T] = Future()
+        answer.set_running_or_notify_cancel()
+
+        def ask() -> None:
+            try:
+                answer.set_result(call(*arguments))
+            except Exception as error:  # noqa: BLE001 - raised where it is awaited
+                answer.set_exception(error)
+
+        async with self._asking:
+            threading.Thread(target=ask, name="telemetry-asking", daemon=True).start()
+            return await asyncio.wrap_future(answer)
 
 
 @dataclass(frozen=True, slots=True)

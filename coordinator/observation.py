@@ -20,7 +20,7 @@ from coordinator.ports import StoreStatus
 from coordinator.progress import JobProgress
 from coordinator.rules.eligibility import Reason
 
-__all__ = ["Observer", "ServiceState", "growth", "keep_observing"]
+__all__ = ["Observer", "ServiceState", "growth", "keep_observing", "look_last"]
 
 Value = int | float | str
 Columns = dict[str, NDArray[np.int64]]
@@ -134,22 +134,27 @@ class Observer:
     def vehicles(self, now_ms: int) -> Iterator[list[MetricPoint]]:
         """A point for every vehicle of which anything changed since this was last called; counters are growth.
 
-        In pieces, for there may be many. The first call makes none: what a restarted coordinator remembers is no
-        growth.
+        In pieces, for there may be many; what of them is not taken is told the next time. The first call makes none:
+        what a restarted coordinator remembers is no growth.
         """
         fleet = self.core.fleet
         now = {name: fleet.live(name).astype(np.int64) for name in _VEHICLE_COLUMNS}
         now["reason"] = self.core.reasons(now_ms).astype(np.int64)
+        if not self._vehicles:
+            self._vehicles = now
+            return
         before = {
-            name: _before(self._vehicles.get(name), values, new=-1 if name == "reason" else 0)
+            name: _before(self._vehicles[name], values, new=-1 if name == "reason" else 0)
             for name, values in now.items()
         }
-        first = not self._vehicles
-        self._vehicles = now
-        changed = np.any([values != before[name] for name, values in now.items()], axis=0)
-        rows = np.flatnonzero(changed) if not first else np.zeros(0, dtype=np.int64)
-        for start in range(0, len(rows), _VEHICLES_AT_ONCE):
-            yield self._vehicle_points(rows[start : start + _VEHICLES_AT_ONCE], now, before, now_ms)
+        self._vehicles = before
+        changed = np.flatnonzero(np.any([values != before[name] for name, values in now.items()], axis=0))
+        for start in range(0, len(changed), _VEHICLES_AT_ONCE):
+            rows = changed[start : start + _VEHICLES_AT_ONCE]
+            points = self._vehicle_points(rows, now, before, now_ms)
+            for name, values in now.items():
+                before[name][rows] = values[rows]
+            yield points
 
     def _vehicle_points(self, rows: NDArray[np.int64], now: Columns, before: Columns, now_ms: int) -> list[MetricPoint]:
         fleet = self.core.fleet
@@ -194,13 +199,29 @@ async def keep_observing(
 ) -> None:
     """Observe until cancelled and hand what grew to `record`; vehicles every sixth time, for there may be many."""
     for times in itertools.count():
-        before, now_ms = observer.latest, clock_ms()
-        record(growth(observer.fleet_wide(service(), now_ms), before))
+        now_ms = clock_ms()
+        _look_at_fleet(observer, service(), now_ms, record)
         if times % _VEHICLES_EVERY == 0:
             for piece in observer.vehicles(now_ms):
                 record(piece)
                 await asyncio.sleep(_PIECE_S)
         await asyncio.sleep(every_s)
+
+
+def look_last(
+    observer: Observer, service: ServiceState, now_ms: int, record: Callable[[Sequence[MetricPoint]], None]
+) -> None:
+    """Hand over what happened since the last time, of vehicles too: nobody will look again."""
+    _look_at_fleet(observer, service, now_ms, record)
+    for piece in observer.vehicles(now_ms):
+        record(piece)
+
+
+def _look_at_fleet(
+    observer: Observer, service: ServiceState, now_ms: int, record: Callable[[Sequence[MetricPoint]], None]
+) -> None:
+    before = observer.latest
+    record(growth(observer.fleet_wide(service, now_ms), before))
 
 
 def _point(measurement: metrics.Measurement, now_ms: int, values: Mapping[str, Value], **tags: str) -> MetricPoint:
@@ -219,11 +240,10 @@ def _grown(point: MetricPoint, before: Mapping[str, Value]) -> MetricPoint:
     return MetricPoint(point.measurement, point.time_ms, point.tags, fields)
 
 
-def _before(known: NDArray[np.int64] | None, now: NDArray[np.int64], new: int) -> NDArray[np.int64]:
+def _before(known: NDArray[np.int64], now: NDArray[np.int64], new: int) -> NDArray[np.int64]:
     """What was known of each vehicle, `new` for those that were not."""
     before = np.full_like(now, new)
-    if known is not None:
-        before[: len(known)] = known
+    before[: len(known)] = known
     return before
 
 

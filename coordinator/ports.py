@@ -161,16 +161,22 @@ class StoreStatus:
 
 
 class TelemetryStore(Protocol):
-    """The record of what vehicles said. Blocking: called from one thread of its own."""
+    """The record of what vehicles said. Blocking: one thread opens, appends and closes; another one asks and maintains.
+
+    Where nothing else is said, a method may be called in these two at the same time.
+    """
 
     def open(self) -> None:
         """Open or create; a server that is away is no reason to fail. Raises StoreUnavailable."""
 
     def close(self) -> None:
-        """Close; appended batches stay."""
+        """Close within a few seconds; appended batches stay, and points that wait are kept if that can be done at once.
+
+        What is being asked meanwhile raises StoreUnavailable.
+        """
 
     def give_up(self) -> None:
-        """Let an append that waits for room raise StoreUnavailable, so that one can close; in any thread."""
+        """Let an append that waits come to an end, even by StoreUnavailable, so that one can close; in any thread."""
 
     def append(self, batches: Sequence[TelemetryBatch]) -> None:
         """Keep batches, each with columns for the signals that occur in it. Durable on return; waits for room.

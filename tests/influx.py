@@ -4,9 +4,13 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote_plus
 
 import httpx
 import pytest
@@ -14,7 +18,7 @@ import pytest
 from idlewheel.brokers import free_port
 from idlewheel.processes import dying_with_us
 
-__all__ = ["VERSIONS", "InfluxProcess", "find_influxd", "require_influxd"]
+__all__ = ["VERSIONS", "InfluxProcess", "SlowRoad", "find_influxd", "require_influxd"]
 
 VERSIONS: Final = ("1.6.7", "1.8.10")
 _START_S: Final = 30.0
@@ -134,3 +138,54 @@ class InfluxProcess:
         answer = httpx.post(f"{self.http}/query", data={"q": text, "db": database, "epoch": "ns"}, timeout=60).json()
         assert "error" not in answer, answer
         return [series for result in answer["results"] for series in result.get("series", ())]
+
+
+class SlowRoad:
+    """A way to a server on which requests whose path and body `stops` are held up until `go_on` is set."""
+
+    def __init__(self, server: InfluxProcess, stops: Callable[[str], bool]) -> None:
+        self.go_on: Final = threading.Event()
+        self.held = threading.Semaphore(0)
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self.forward(b"")
+
+            def do_POST(self) -> None:
+                self.forward(self.rfile.read(int(self.headers["Content-Length"])))
+
+            def forward(self, body: bytes) -> None:
+                if stops(f"{self.path} {unquote_plus(body.decode())}"):
+                    outer.held.release()
+                    outer.go_on.wait()
+                kept = {name: text for name, text in self.headers.items() if name in {"Content-Type", "Authorization"}}
+                answer = httpx.request(self.command, server.http + self.path, content=body, headers=kept, timeout=60)
+                self.send_response(answer.status_code)
+                for name in ("Content-Type", "X-Influxdb-Version"):
+                    if name in answer.headers:
+                        self.send_header(name, answer.headers[name])
+                if answer.status_code != 204:
+                    self.send_header("Content-Length", str(len(answer.content)))
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._database_url = f"influx://127.0.0.1:{self._server.server_port}/"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def url(self, database: str) -> str:
+        """The store's URL."""
+        return self._database_url + database
+
+    def close(self) -> None:
+        """Hold nothing up any more, and end."""
+        self.go_on.set()
+        self._server.shutdown()
+        self._server.server_close()

@@ -1,5 +1,6 @@
 """The record of telemetry in one DuckDB file that this process owns. Columns in, columns out; never a row at a time."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,11 +61,12 @@ WHERE plugged IS NOT NULL AND hour_ms + {HOUR_MS - 1} >= $since
     )
 ORDER BY received_ms, vehicle"""  # noqa: S608
 _HOURS_AT_ONCE = 24
+_INTERRUPT_S = 0.01
 _HISTORY = "SELECT * FROM documents WHERE vehicle = ? AND received_ms >= ? ORDER BY rowid LIMIT ?"
 
 
 class DuckdbStore:
-    """`open` and every other method are to be called in the same thread.
+    """What asks and maintains has a connection of its own, as DuckDB's serve one thread each.
 
     `latest` looks back `latest_within_ms` from the newest document, so that a start does not take longer every month.
     Cars send all they know every few minutes, so that only those that fell silent before are left out.
@@ -74,6 +76,8 @@ class DuckdbStore:
         self._path = path
         self._latest_within_ms = latest_within_ms
         self._database: duckdb.DuckDBPyConnection | None = None
+        self._reader: duckdb.DuckDBPyConnection | None = None
+        self._asking = threading.Lock()
 
     def open(self) -> None:
         """Open or create. Raises StoreUnavailable."""
@@ -81,13 +85,18 @@ class DuckdbStore:
             self._database = duckdb.connect(str(self._path), config=_CONFIG)
             self._database.execute(_CREATE)
             self._database.execute(_HOURS)
+            self._reader = self._database.cursor()
 
     def close(self) -> None:
-        """Close; appended batches stay."""
-        if self._database is not None:
+        """Close; appended batches stay, and what is being asked ends at once."""
+        database, reader, self._database, self._reader = self._database, self._reader, None, None
+        if database is not None and reader is not None:
+            while not self._asking.acquire(timeout=_INTERRUPT_S):  # DuckDB closes nothing that is being used
+                reader.interrupt()
+            self._asking.release()
             with self._failures():
-                self._database.close()
-            self._database = None
+                reader.close()
+                database.close()
 
     def give_up(self) -> None:
         """Appending never waits here."""
@@ -96,11 +105,12 @@ class DuckdbStore:
         """Keep batches in one transaction, durable on return. Raises StoreUnavailable."""
         if batches:
             with self._failures():
-                self._connection.register("columns", _columns(batches))
+                database = self._opened(self._database)
+                database.register("columns", _columns(batches))
                 try:
-                    self._connection.execute(_INSERT)
+                    database.execute(_INSERT)
                 finally:
-                    self._connection.unregister("columns")
+                    database.unregister("columns")
 
     def latest(self) -> TelemetryBatch:
         """The last known value of every signal of every vehicle, one document a vehicle."""
@@ -112,8 +122,8 @@ class DuckdbStore:
 
     def plug_history(self, since_ms: int) -> PlugHistory:
         """When vehicles were plugged in since `since_ms`."""
-        with self._failures():
-            columns = self._connection.execute(_PLUG_HISTORY, {"since": since_ms}).fetchnumpy()
+        with self._asks() as reader:
+            columns = reader.execute(_PLUG_HISTORY, {"since": since_ms}).fetchnumpy()
         return PlugHistory(
             _texts(columns["vehicle"]),
             np.asarray(columns["received_ms"], dtype=np.int64),
@@ -125,36 +135,30 @@ class DuckdbStore:
 
     def maintain(self, now_ms: int) -> None:
         """Roll up hours that are over, at most a day of them, and forget what is past its time."""
-        with self._failures():
-            (rolled_ms,) = self._one("SELECT coalesce(max(hour_ms) + ?, 0) FROM hours", HOUR_MS)
-            (first_ms,) = self._one("SELECT min(received_ms) FROM documents WHERE received_ms >= ?", rolled_ms)
+        with self._asks() as reader:
+            (rolled_ms,) = _one(reader, "SELECT coalesce(max(hour_ms) + ?, 0) FROM hours", HOUR_MS)
+            (first_ms,) = _one(reader, "SELECT min(received_ms) FROM documents WHERE received_ms >= ?", rolled_ms)
             forget_ms = (now_ms - RAW_KEPT_MS) // HOUR_MS * HOUR_MS
             if first_ms is not None:
                 start_ms = first_ms // HOUR_MS * HOUR_MS
                 until_ms = min(start_ms + _HOURS_AT_ONCE * HOUR_MS, now_ms // HOUR_MS * HOUR_MS)
-                self._connection.execute(_ROLL_UP, [start_ms, until_ms])
+                reader.execute(_ROLL_UP, [start_ms, until_ms])
                 forget_ms = min(forget_ms, until_ms)
-            self._connection.execute("DELETE FROM documents WHERE received_ms < ?", [forget_ms])
-            self._connection.execute("DELETE FROM hours WHERE hour_ms < ?", [now_ms - HOURS_KEPT_MS])
+            reader.execute("DELETE FROM documents WHERE received_ms < ?", [forget_ms])
+            reader.execute("DELETE FROM hours WHERE hour_ms < ?", [now_ms - HOURS_KEPT_MS])
 
     def status(self) -> StoreStatus:
         """Well, as long as it raises nothing."""
         return StoreStatus()
 
-    def _one(self, query: str, *values: Any) -> tuple[Any, ...]:
-        found = self._connection.execute(query, values).fetchone()
-        assert found is not None
-        return found
-
-    @property
-    def _connection(self) -> duckdb.DuckDBPyConnection:
-        if self._database is None:
+    def _opened(self, connection: duckdb.DuckDBPyConnection | None) -> duckdb.DuckDBPyConnection:
+        if connection is None:
             raise StoreUnavailable("telemetry_unavailable", f"the telemetry store {self._path} is not open")
-        return self._database
+        return connection
 
     def _read(self, query: str, *values: Any) -> TelemetryBatch:
-        with self._failures():
-            columns = self._connection.execute(query, values).fetchnumpy()
+        with self._asks() as reader:
+            columns = reader.execute(query, values).fetchnumpy()
         return TelemetryBatch(
             vehicle=_texts(columns["vehicle"]),
             received_ms=np.asarray(columns["received_ms"], dtype=np.int64),
@@ -170,11 +174,22 @@ class DuckdbStore:
         )
 
     @contextmanager
+    def _asks(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with self._asking, self._failures():
+            yield self._opened(self._reader)
+
+    @contextmanager
     def _failures(self) -> Iterator[None]:
         try:
             yield
         except duckdb.Error as error:
             raise StoreUnavailable("telemetry_unavailable", f"the telemetry store {self._path}: {error}") from error
+
+
+def _one(reader: duckdb.DuckDBPyConnection, query: str, *values: Any) -> tuple[Any, ...]:
+    found = reader.execute(query, values).fetchone()
+    assert found is not None
+    return found
 
 
 def _columns(batches: Sequence[TelemetryBatch]) -> dict[str, NDArray[Any]]:

@@ -5,9 +5,10 @@ Never holds more in memory than what is under way, and never says that something
 
 import logging
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -15,7 +16,14 @@ from typing import Any, Final
 
 from coordinator.adapters.influx_lines import LineEncoder, batch_of, joined, parse_lines, point_line
 from coordinator.adapters.influx_reading import InfluxReading
-from coordinator.adapters.influx_server import InfluxAddress, InfluxDenied, InfluxError, InfluxServer, LinesRefused
+from coordinator.adapters.influx_server import (
+    InfluxAddress,
+    InfluxDenied,
+    InfluxError,
+    InfluxServer,
+    LinesRefused,
+    ServerGone,
+)
 from coordinator.adapters.influx_spill import SpillLog
 from coordinator.errors import StoreUnavailable
 from coordinator.events import PlugHistory, TelemetryBatch
@@ -26,7 +34,8 @@ __all__ = ["InfluxLimits", "InfluxStore"]
 
 _CONNECTIONS: Final = 2
 _FRAMES_AT_ONCE: Final = 1_000
-_CLOSE_S: Final = 2.0
+_GRACE_S: Final = 1.0  # for a write that is under way at the end
+_CLOSE_S: Final = 2.0  # for the last points, after that
 _log = logging.getLogger(__name__)
 
 
@@ -75,6 +84,7 @@ class InfluxStore:
         self._knows_the_last = False
         self._wake = threading.Event()
         self._closing = threading.Event()
+        self._given_up: Future[float] = Future()
         self._points: deque[str] = deque()
         self._counters: Counter[str] = Counter()
         self._trouble = ""
@@ -96,16 +106,24 @@ class InfluxStore:
         self._replayer.start()
 
     def give_up(self) -> None:
-        """Let an append that waits for room raise StoreUnavailable; in any thread."""
+        """Let an append end: one that waits for the server puts the rest on disk, one that waits for room raises
+        StoreUnavailable. In any thread.
+        """
+        with self._lock:
+            if not self._given_up.done():
+                self._given_up.set_result(time.monotonic() + _GRACE_S)
         self._closing.set()
         self._wake.set()
 
     def close(self) -> None:
-        """Close; what is under way to the server may arrive or not, and what waits on disk stays there."""
+        """Send the points that wait, if the server takes them at once, and close; what waits on disk stays there."""
         self.give_up()
         if self._is_open:
             self._is_open = False
             self._replayer.join(_CLOSE_S)
+            if self._points:
+                self._count("points_dropped", len(self._points))
+                _log.warning("%d points for dashboards were dropped at the end", len(self._points))
         self._senders.shutdown(wait=False, cancel_futures=True)
         self._spill.close()
         self._server.close()
@@ -191,7 +209,7 @@ class InfluxStore:
         def finish_one() -> None:
             body, sent = under_way.popleft()
             try:
-                sent.result()
+                self._wait_for(sent)
             except InfluxError as error:
                 self._lost_it(error)
                 not_taken.append(body)
@@ -208,6 +226,16 @@ class InfluxStore:
         while under_way:
             finish_one()
         return not_taken
+
+    def _wait_for(self, sent: Future[None]) -> None:
+        """Wait until the server has taken what was sent, at the end not long. Raises InfluxError."""
+        either: tuple[Future[Any], ...] = (sent, self._given_up)
+        wait(either, return_when=FIRST_COMPLETED)
+        if not sent.done():
+            wait((sent,), max(0.0, self._given_up.result() - time.monotonic()))
+        if not sent.done():
+            raise ServerGone("it did not answer before the end")
+        sent.result()
 
     def _deliver(self, body: bytes) -> None:
         """Have the server take lines, without those that it refuses. Raises ServerGone, InfluxDenied."""
@@ -274,8 +302,9 @@ class InfluxStore:
                 self._trouble_is(f"the telemetry spill folder {self._folder}: {error}")
                 wait_s = self._limits.longest_again_s
             if wait_s:
-                self._wake.clear()
                 (self._closing if failures else self._wake).wait(wait_s)
+                self._wake.clear()
+        self._send_last_points()
 
     def _again_s(self, failures: int, error: InfluxError) -> float:
         limits = self._limits
@@ -308,15 +337,25 @@ class InfluxStore:
     def _send_points(self) -> bool:
         """Points are not tried again: a dashboard can do without a moment."""
         count = min(len(self._points), self._limits.lines_at_once)
-        lines = [self._points.popleft() for _ in range(count)]
-        if lines:
+        if count:
+            outcome = "points_dropped"
             try:
-                self._deliver(joined(lines))
-            except InfluxError:
-                self._count("points_dropped", count)
-                raise
-            self._count("points_written", count)
+                self._deliver(joined([self._points[place] for place in range(count)]))
+                outcome = "points_written"
+            finally:
+                self._count(outcome, count)
+                for _ in range(count):
+                    self._points.popleft()
         return count == self._limits.lines_at_once
+
+    def _send_last_points(self) -> None:
+        """All that wait, for as long as `close` waits for it."""
+        ends = time.monotonic() + _CLOSE_S
+        try:
+            while self._ready and self._points and time.monotonic() < ends:
+                self._send_points()
+        except InfluxError as error:
+            self._lost_it(error)
 
     def _waiting_documents(self) -> Iterator[dict[str, Any]]:
         for body in self._spill.bodies():

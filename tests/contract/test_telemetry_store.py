@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -258,6 +259,40 @@ def test_maintaining_again_changes_nothing(store: TelemetryStore) -> None:
     store.maintain(now_ms)
     assert readings_of(store.plug_history(0)) == plugs
     assert documents_of(store.history("v1", 0, 1000)) == history
+
+
+def test_telemetry_is_kept_while_another_thread_asks_and_maintains(store: TelemetryStore) -> None:
+    vehicles, hours = 50, 30
+    ended = threading.Event()
+    failures: list[StoreUnavailable] = []
+
+    def ask_and_maintain() -> None:
+        try:
+            while not ended.is_set():
+                store.maintain(RAW_KEPT_MS + 10 * HOUR_MS)
+                store.plug_history(0)
+                assert len(store.latest()) <= vehicles
+        except StoreUnavailable as error:
+            failures.append(error)
+
+    store.append([batch_of({"received_ms": RAW_KEPT_MS + 40 * HOUR_MS, "seq": 5_000})])
+    asking = threading.Thread(target=ask_and_maintain)
+    asking.start()
+    for hour in range(hours):
+        documents = [
+            {"vehicle": f"v{n}", "received_ms": RAW_KEPT_MS + (11 + hour) * HOUR_MS + n, "seq": hour, "plugged": True}
+            for n in range(vehicles)
+        ]
+        store.append([batch_of(*documents)])
+    ended.set()
+    asking.join()
+    assert failures == []
+    assert store.history("v7", 0, 100).seq.tolist() == list(range(hours))
+    for _ in range(3):
+        store.maintain(RAW_KEPT_MS + 80 * HOUR_MS)
+    assert {ms // HOUR_MS - RAW_KEPT_MS // HOUR_MS for ms in store.plug_history(0).received_ms.tolist()} == set(
+        range(11, 11 + hours)
+    )
 
 
 def test_points_disturb_nothing(store: TelemetryStore) -> None:

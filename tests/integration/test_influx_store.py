@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
@@ -243,6 +244,50 @@ def test_points_are_dropped_and_counted_while_telemetry_waits(store: InfluxStore
     assert store.status().counters["points_dropped"] == 2
     server.answer = lambda lines: (204, "")
     until_all_written(store, server, 1)
+
+
+def test_points_that_wait_are_sent_before_the_end(server: Misbehaving, tmp_path: Path) -> None:
+    store = store_at(server.url, tmp_path, replace(LIMITS, points_every_s=DEADLINE_S))
+    store.open()
+    for number in range(3):
+        store.record([MetricPoint("fleet_state", number, {}, {"vehicles": 1})] * LIMITS.lines_at_once)
+    store.close()
+    assert len(server.taken) == 3 * LIMITS.lines_at_once
+
+
+@pytest.mark.parametrize("answer", [(503, ""), None], ids=["refuses", "hangs up"])
+def test_points_that_cannot_be_sent_before_the_end_are_counted(
+    server: Misbehaving, tmp_path: Path, answer: tuple[int, str] | None
+) -> None:
+    store = store_at(server.url, tmp_path, replace(LIMITS, points_every_s=DEADLINE_S))
+    store.open()
+    server.answer = lambda lines: answer
+    store.record([MetricPoint("fleet_state", 1, {}, {"vehicles": 1})] * 3 * LIMITS.lines_at_once)
+    store.close()
+    assert store.status().counters["points_dropped"] == 3 * LIMITS.lines_at_once
+
+
+def test_the_end_does_not_wait_for_a_server_that_hangs(server: Misbehaving, tmp_path: Path) -> None:
+    go_on, ended = threading.Event(), threading.Event()
+    server.answer = lambda lines: (go_on.wait(4 * DEADLINE_S) and (204, "")) or None
+    store = store_at(server.url, tmp_path, replace(LIMITS, write_timeout_s=3 * DEADLINE_S))
+    store.open()
+
+    def append_and_close() -> None:
+        store.append([documents(0, 1_000)])
+        store.close()
+        ended.set()
+
+    threading.Thread(target=append_and_close, daemon=True).start()
+    until(lambda: server.asked > 0, "the server is asked")
+    store.record([MetricPoint("fleet_state", 1, {}, {"vehicles": 1})])
+    store.give_up()
+    try:
+        assert ended.wait(DEADLINE_S)
+    finally:
+        go_on.set()
+    assert store.status().counters["lines_spilled"] == 1_000
+    assert store.status().counters["points_dropped"] == 1
 
 
 @pytest.mark.parametrize("version", VERSIONS)

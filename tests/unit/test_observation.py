@@ -9,7 +9,7 @@ from coordinator.core import Core
 from coordinator.delays import Delay
 from coordinator.events import JobSubmitted, ModelAdded, VehicleCaps, VehicleState
 from coordinator.metrics import CATALOGUE, FieldKind, MetricPoint
-from coordinator.observation import Observer, ServiceState, growth, keep_observing
+from coordinator.observation import Observer, ServiceState, growth, keep_observing, look_last
 from coordinator.ports import StoreStatus
 from fleet_wire.messages import Caps, Span, State
 from tests.unit.coordinator_scenes import MODEL, arrival, job, rows_of, telemetry
@@ -189,6 +189,34 @@ def test_a_whole_fleet_is_told_of_in_pieces() -> None:
     assert list(observer.vehicles(0)) == []
     core.handle(telemetry([f"car-{number}" for number in range(2_500)]), 0)
     assert [len(piece) for piece in observer.vehicles(1)] == [1_000, 1_000, 500]
+
+
+def test_what_was_not_taken_of_a_whole_fleet_is_told_the_next_time() -> None:
+    core = Core()
+    core.handle(telemetry([f"car-{number}" for number in range(2_500)]), 0)
+    observer = Observer(core)
+    assert list(observer.vehicles(0)) == []
+    core.fleet.live("rows_done")[:] += 1
+    broken_off = next(observer.vehicles(1))
+    core.fleet.live("rows_done")[:10] += 5
+    rest = about_vehicles(observer, 2)
+    rows = Counter[str]()
+    for point in [*broken_off, *rest]:
+        rows[point.tags["vehicle"]] += int(point.fields["rows"])
+    assert rows == {f"car-{number}": 6 if number < 10 else 1 for number in range(2_500)}
+    assert len(rest) == 1_500 + 10
+
+
+def test_the_last_look_is_at_the_fleet_and_at_the_vehicles() -> None:
+    core = core_at_work()
+    observer = Observer(core)
+    about_vehicles(observer, 1)
+    observer.fleet_wide(service(), 1)
+    core.handle(rows_of("car-1", "j1", Span(0, 4, 6)), 2)
+    recorded: list[MetricPoint] = []
+    look_last(observer, service(), 3, recorded.extend)
+    assert fields_of(recorded, "economics")["rows"] == 2
+    assert fields_of(recorded, "vehicle_work", vehicle="car-1", region="unknown")["rows"] == 2
 
 
 def test_regions_are_counted_by_name_as_far_as_is_sensible() -> None:
