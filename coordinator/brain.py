@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from coordinator.clock import SteadyClock
 from coordinator.commands import AddRows, Command, EndJob, LedgerWrite, SendControl, SendPolicy, SendTask
 from coordinator.core import Core
 from coordinator.delays import Delay
@@ -22,10 +23,8 @@ _INBOX_EVENTS = 8192
 _TICK_S = 0.1
 T = TypeVar("T")
 
-
-def wall_clock_ms() -> int:
-    """Milliseconds since 1970, UTC."""
-    return time.time_ns() // 1_000_000
+wall_clock_ms = SteadyClock(time.time_ns, time.monotonic_ns).now_ms
+"""Milliseconds since 1970, UTC; one for the whole process, as all that the core remembers is in it."""
 
 
 class Brain:

@@ -17,11 +17,11 @@ class Conduct:
     limits: QuarantineLimits
     fleet: FleetView
 
-    def restore(self, kept: VehicleConduct) -> None:
-        """Go on from what the ledger remembers."""
+    def restore(self, kept: VehicleConduct, now_ms: int) -> None:
+        """Go on from what the ledger remembers. No quarantine is longer than the longest, if the clock was set back."""
         row = self.fleet.row(kept.vehicle)
         self.fleet.column["strikes"][row] = kept.strikes
-        self.fleet.column["quarantined_until_ms"][row] = kept.quarantined_until_ms
+        self.fleet.column["quarantined_until_ms"][row] = min(kept.quarantined_until_ms, now_ms + self.limits.longest_ms)
         self.fleet.column["leases_kept"][row] = kept.leases_kept
         self.fleet.column["leases_ended"][row] = kept.leases_ended
 

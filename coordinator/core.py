@@ -139,7 +139,7 @@ class Core:
             for name in ("rows_done", "energy_mwh", "pay_micro"):
                 self.fleet.column[name][row] = getattr(sums, name)
         for conduct in snapshot.conduct:
-            self._conduct.restore(conduct)
+            self._conduct.restore(conduct, now_ms)
         for vehicle, policy in snapshot.policies:
             self.fleet.set_policy(vehicle, policy)
         for kept in snapshot.running:
