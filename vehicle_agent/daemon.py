@@ -135,7 +135,7 @@ class _Agent:
         self._topics = FleetTopics(settings.fleet)
         self._mailbox = Mailbox(settings.fleet, settings.vehicle, settings.max_packet_bytes)
         self._consent = Consent.open(settings.data_dir / "policy", counters)
-        self._month_bytes = MonthBytes.open(settings.data_dir / "month_bytes")
+        self._month_bytes = MonthBytes.open(settings.data_dir / "month_bytes", counters)
         self._bytes_counted = 0
         self._power = PowerMeter(settings.compute_power_w, settings.awake_power_w)
         self._session = Session(_session_limits(settings), self._consent.policy, counters=counters)
