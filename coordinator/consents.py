@@ -37,9 +37,12 @@ class Consents:
         """A vehicle said what it can do, and which version of its policy it holds."""
         row = self.fleet.row(vehicle)
         policy = self.fleet.policy(vehicle)
+        held = self.fleet.column["consent_version"][row]
+        if held > self.fleet.column["policy_version"][row] + (policy is None and self.fleet_policy is not None):
+            self.refusals["policy_behind_vehicle"] += 1
         if policy is None and self.fleet_policy is not None:
             return self.take(PolicySet(vehicle, self.fleet_policy, _EVERYBODY), now_ms)
-        if policy is None or policy.version == self.fleet.column["consent_version"][row]:
+        if policy is None or policy.version <= held:  # it takes none that is not above its own
             return []
         if now_ms - self.fleet.column["policy_sent_ms"][row] < _ON_ITS_WAY_MS:
             return []
@@ -52,23 +55,23 @@ class Consents:
         row = self.fleet.row(vehicle)
         if policy == self.fleet.policy(vehicle):
             return []
-        if policy.version != self.fleet.column["policy_version"][row] + 1:
+        after = self.fleet.column["policy_version"][row] + 1
+        if policy.version not in {after, self.fleet.next_policy_version(vehicle)}:
             self.refusals["policy_version_conflict"] += 1
             return []
         self.fleet.set_policy(vehicle, policy)
         self.fleet.column["policy_sent_ms"][row] = now_ms
         commands: list[Command] = [AddConsent(vehicle, policy, event.by, now_ms), SendPolicy(vehicle, policy)]
         for job, chunks in list(self.fleet.held.get(row, {}).items()):
-            commands += self.leases.release(
-                job, sorted(chunks), LeaseEnd.CANCELLED, now_ms
-            )  # which the car did not ask for
+            # The car did not ask for it, so that it does not speak against the car.
+            commands += self.leases.release(job, sorted(chunks), LeaseEnd.CANCELLED, now_ms)
             commands.append(SendControl(vehicle, Cancel(job)))
         return commands
 
     def repeat(self, now_ms: int) -> list[Command]:
         """Publish once more what cars that are there do not hold yet: the last message may have been lost."""
         version, sent_ms = self.fleet.live("policy_version"), self.fleet.live("policy_sent_ms")
-        unheld = self.fleet.live("online") & (version > 0) & (self.fleet.live("consent_version") != version)
+        unheld = self.fleet.live("online") & (self.fleet.live("consent_version") < version)
         rows = np.flatnonzero(unheld & (sent_ms <= now_ms - self.repeat_ms))
         sent_ms[rows] = now_ms
         vehicles = [self.fleet.ids[row] for row in rows.tolist()]

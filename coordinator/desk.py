@@ -155,20 +155,22 @@ class CoordinatorDesk:
         version = 0 if standing is None else standing.version
         if draft.version not in {0, version}:
             raise Rejected("policy_changed", f"it was made from version {draft.version}, and version {version} stands")
-        if checked_policy(draft, version or 1) == standing:
+        following = self._core.fleet.next_policy_version(vehicle)
+        if checked_policy(draft, version or 1) == standing and following == version + 1:
             return await self.policy(vehicle)
-        view = await self._next_version(vehicle, checked_policy(draft, version + 1), by)
+        view = await self._next_version(vehicle, checked_policy(draft, following), by)
         if view is None:
             raise Rejected("policy_changed", "somebody else was faster with a change: look at it and try again")
         return view
 
     async def revoke(self, vehicle: str, by: str) -> PolicyView:
         """Withdraw all consent; what is revoked already stays as it is. Raises ResourceMissing."""
-        while not (view := await self.policy(vehicle)).policy.revoked:  # somebody may be faster with another change
-            version = view.policy.version + 1
+        while True:  # somebody may be faster with another change
+            view, version = await self.policy(vehicle), self._core.fleet.next_policy_version(vehicle)
+            if view.policy.revoked and version == view.policy.version + 1:
+                return view
             revoked = msgspec.structs.replace(view.policy, version=version, revoked=True, purposes=[])
             await self._next_version(vehicle, revoked, by)
-        return view
 
     async def _next_version(self, vehicle: str, policy: OwnerPolicy, by: str) -> PolicyView | None:
         """Set a policy, durable on return; None when another one has its version."""

@@ -71,6 +71,7 @@ _COLUMNS: dict[str, tuple[str, float]] = {
     **dict.fromkeys(NUMBER_SIGNALS, ("f8", np.nan)),
 }
 _SIGNALS = {*BOOLEAN_SIGNALS, *NUMBER_SIGNALS}
+_LAST_VERSION = 1 << 53  # that the protocol knows
 _FIRST_CAPACITY = 64
 _MOST_PURPOSES = 64
 _MOST_REGIONS = 1000  # each is a series in the store for good, and any car may make one up
@@ -220,6 +221,17 @@ class FleetView:
         row = self.index.get(vehicle)
         packed = b"" if row is None else self._policies[row]
         return OwnerPolicy(*astuple(_unpack(packed))) if packed else None
+
+    def next_policy_version(self, vehicle: str) -> int:
+        """The version after the one that stands, and after the one that the vehicle says it holds.
+
+        Where a ledger came from a backup the vehicle's is the later one, and it takes none that is not above that.
+        """
+        row = self.index.get(vehicle)
+        if row is None:
+            return 1
+        stands, held = int(self.column["policy_version"][row]), int(self.column["consent_version"][row])
+        return 1 + (max(stands, held) if held < _LAST_VERSION else stands)
 
     def purpose_mask(self, purpose: str) -> int:
         """The bit of a purpose in the column `purposes`; 0 where no owner agreed to it, or all bits are given out."""

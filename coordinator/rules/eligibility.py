@@ -86,7 +86,7 @@ EXPLANATIONS: dict[Reason, str] = {
     Reason.TELEMETRY_MISSING: "it has sent no full telemetry since it connected",
     Reason.TELEMETRY_STALE: "its last telemetry is too old",
     Reason.CLOCK_WRONG: "its clock is wrong",
-    Reason.CONSENT_MISSING: "its owner has agreed to nothing yet",
+    Reason.CONSENT_MISSING: "it holds no consent of its owner that is on record",
     Reason.CONSENT_REVOKED: "its owner has revoked the consent",
     Reason.OWNER_OPTED_OUT: "its owner has switched it off",
     Reason.NOT_PARKED: "it is moving",

@@ -148,7 +148,16 @@ _COMPARISONS: Final[dict[Reason, Callable[[_Car], _Comparison | None]]] = {
 
 def _unheld(car: _Car) -> str:
     held, stands = int(car.now("consent_version")), int(car.now("policy_version"))
-    return f"it holds version {held} of its owner's policy, and version {stands} is on record" if stands else ""
+    if not held and not stands:
+        return "its owner has agreed to nothing yet"
+    text = (
+        f"it holds version {held} of its owner's policy, and {f'version {stands}' if stands else 'none'} is on record"
+    )
+    if held <= stands:
+        return text
+    return (
+        f"{text}: the ledger lost what came later, so let the owner set the policy again (idlewheel owner policy set)"
+    )
 
 
 def _hours(car: _Car) -> str:

@@ -35,7 +35,7 @@ async def without_consent(broker: Broker, directory: Path, cars: int) -> Deploym
     await until(
         lambda: (
             [view.reason for view in running.client.vehicles() if (view.reason or "").startswith("consent_missing")]
-            == ["consent_missing: its owner has agreed to nothing yet"] * cars
+            == ["consent_missing: it holds no consent of its owner that is on record"] * cars
         ),
         "all cars lack consent alone",
     )
@@ -92,5 +92,32 @@ async def test_consents_survive_the_coordinators_death(broker: Broker, tmp_path:
         assert {each.id: each.eligible for each in running.client.vehicles()} == {"car-1": True, "car-2": False}
         job = await asyncio.to_thread(running.client.submit, MODEL, INPUTS[:50])
         assert (await asyncio.to_thread(job.wait, 60)).vehicles == 1
+    finally:
+        await running.close()
+
+
+async def test_a_ledger_from_a_backup_says_which_cars_know_more_and_the_next_policy_counts(
+    broker: Broker, tmp_path: Path
+) -> None:
+    running = await without_consent(broker, tmp_path, cars=1)
+    ledger = tmp_path / "coordinator" / "ledger.sqlite"
+    try:
+        await owner_policy(running, "set", "car-1", "--owner", "ada", "--purpose", "general")
+        assert await running.stop("coordinator") == 0
+        backup = ledger.read_bytes()
+        await running.start_coordinator(consent=False)
+        await owner_policy(running, "set", "car-1", "--floor", "20")
+        await owner_policy(running, "set", "car-1", "--floor", "10")
+        await until(lambda: running.client.health().vehicles_eligible == 1, "the car holds version 3")
+        assert await running.stop("coordinator") == 0
+        ledger.write_bytes(backup)
+        await running.start_coordinator(consent=False)
+
+        lost = "it holds version 3 of its owner's policy, and version 1 is on record: the ledger lost what came later"
+        await until(lambda: lost in str(running.client.vehicle("car-1").reasons), "it says what is lost")
+        assert running.client.health().refusals["policy_behind_vehicle"] > 0
+        await owner_policy(running, "set", "car-1", "--owner", "ada")  # which changes nothing else
+        assert running.client.policy("car-1").policy.version == 4
+        await until(lambda: running.client.health().vehicles_eligible == 1, "it works by version 4")
     finally:
         await running.close()

@@ -59,10 +59,10 @@ def telemetry(vehicles: list[str], epoch: int = 1, seq: int = 1, now_ms: int = 0
 def arrival(vehicle: str, epoch: int = 1, slots: int = 4, now_ms: int = 0) -> list[object]:
     """The events of a car whose owner agrees, and that comes online and may work."""
     return [
+        PolicySet(vehicle, AGREED, "owner"),
         VehicleState(vehicle, State(True, epoch)),
         VehicleCaps(vehicle, Caps(epoch, "1", "x86_64", "CPUExecutionProvider", "1.20", 1, slots, AGREED.version)),
         telemetry([vehicle], epoch, now_ms=now_ms),
-        PolicySet(vehicle, AGREED, "owner"),
     ]
 
 

@@ -86,10 +86,37 @@ def test_a_policy_that_a_car_does_not_hold_is_published_again_but_not_in_a_loop(
     assert core.handle(Tick(), 200_000) == []
 
 
+def test_a_car_that_holds_a_later_version_than_the_record_is_told_of_and_the_next_one_is_above_both() -> None:
+    core = Core()  # its ledger came from a backup
+    core.restore(LedgerSnapshot((MODEL,), (), 1, policies=(("car", version(2)),)), 0)
+    _, birth, _, snapshot = arrival("car")
+    for event in (birth, snapshot, caps(5)):
+        assert not any(isinstance(command, SendPolicy) for command in core.handle(event, 5_000))  # type: ignore[arg-type]
+    assert core.refusals == {"policy_behind_vehicle": 1}
+    assert core.reasons(5_000).tolist() == [Reason.CONSENT_MISSING]
+    assert not any(isinstance(command, SendPolicy) for command in core.handle(Tick(), 600_000))  # it would ignore it
+    assert core.fleet.next_policy_version("car") == 6
+    again = version(6)
+    assert core.handle(PolicySet("car", again, "owner"), 600_001) == [
+        AddConsent("car", again, "owner", 600_001),
+        SendPolicy("car", again),
+    ]
+    core.handle(caps(6), 600_002)
+    core.handle(telemetry(["car"], seq=2, now_ms=600_002), 600_002)
+    assert core.reasons(600_002).tolist() == [Reason.ELIGIBLE]
+
+
+def test_a_car_that_names_the_last_version_that_there_can_be_does_not_end_the_numbers() -> None:
+    core = Core()
+    core.handle(caps(1 << 53), 0)
+    assert core.refusals == {"policy_behind_vehicle": 1}
+    assert core.fleet.next_policy_version("car") == 1
+
+
 def test_a_restarted_core_knows_what_was_agreed_to() -> None:
     core = Core()
     core.restore(LedgerSnapshot((MODEL,), (), 1, policies=(("car", AGREED), ("gone", version(4)))), 0)
-    birth, said, snapshot, _ = arrival("car")
+    _, birth, said, snapshot = arrival("car")
     for event in (birth, said, snapshot):
         assert not any(isinstance(command, AddConsent) for command in core.handle(event, 0))  # type: ignore[arg-type]
     assert core.reasons(1).tolist() == [Reason.ELIGIBLE, Reason.OFFLINE]

@@ -341,7 +341,7 @@ def test_results_that_waited_for_a_link_are_paid_in_full_also_where_some_came_tw
 
 def test_awake_energy_of_a_car_that_began_to_charge_after_its_lease_is_believed() -> None:
     power = {"compute_power_w": 20.0, "awake_power_w": 260.0}
-    birth, caps, _, consent = arrival("car")
+    consent, birth, caps, _ = arrival("car")
     core = core_with(birth, caps, telemetry(["car"], charging=0, **power), consent, JobSubmitted(job(rows=100)))
     core.assign(0)
     core.handle(telemetry(["car"], seq=2, now_ms=50_000, charging=1, **power), 50_000)

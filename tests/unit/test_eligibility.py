@@ -142,7 +142,7 @@ def test_the_cars_own_refusal_counts() -> None:
 
 def test_a_car_becomes_eligible_only_with_the_last_thing_that_must_be_known() -> None:
     core = Core()
-    birth, caps, snapshot, consent = arrival("car")
+    consent, birth, caps, snapshot = arrival("car")
     expected = [Reason.CAPS_UNKNOWN, Reason.TELEMETRY_MISSING, Reason.CONSENT_MISSING, Reason.ELIGIBLE]
     for event, reason in zip((birth, caps, snapshot, consent), expected, strict=True):
         core.handle(event, 0)  # type: ignore[arg-type]
@@ -193,7 +193,7 @@ def test_a_cars_reasons_do_not_depend_on_who_else_is_there() -> None:
     cases = [case for case in SHARED["cases"] if case.keys() <= {"name", "reason", "signals"}]
     core = Core()
     for number, _ in enumerate(cases):
-        birth, caps, _, consent = arrival(f"car-{number:03}")
+        consent, birth, caps, _ = arrival(f"car-{number:03}")
         for event in (birth, caps, consent):
             core.handle(event, NOW_MS)  # type: ignore[arg-type]
     for number, case in enumerate(cases):

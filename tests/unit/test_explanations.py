@@ -93,6 +93,15 @@ def test_a_version_that_the_car_does_not_hold_is_named() -> None:
     assert view.text == "it holds version 1 of its owner's policy, and version 4 is on record"
 
 
+@pytest.mark.parametrize(("stands", "record"), [(2, "version 2"), (0, "none")])
+def test_a_version_that_only_the_car_knows_of_is_named_with_the_way_out(stands: int, record: str) -> None:
+    (view,) = explanations_of({}, policy_version=stands, consent_version=5)
+    assert view.text == (
+        f"it holds version 5 of its owner's policy, and {record} is on record: the ledger lost what came later, "
+        "so let the owner set the policy again (idlewheel owner policy set)"
+    )
+
+
 def test_the_coordinators_own_reasons_are_explained_too() -> None:
     for _, columns, working, reason in rules_besides():
         if reason is not Reason.ELIGIBLE:

@@ -1,4 +1,5 @@
--- What owners agreed to. Versions of a vehicle follow each other without a gap, and none is ever changed or deleted.
+-- What owners agreed to. Versions of a vehicle follow each other, without a gap unless a backup
+-- was restored, and none is ever changed or deleted.
 
 CREATE TABLE consents (
     vehicle TEXT NOT NULL,
