@@ -113,7 +113,7 @@ def test_rows_are_seen_while_the_job_runs(held: Served) -> None:
 
 def test_a_blob_that_is_there_is_not_sent_again(client: Client, model: Path, rows: Path) -> None:
     sent: list[str] = []
-    client._http.event_hooks = {"request": [lambda request: sent.append(request.method)]}
+    client._exchange._http.event_hooks = {"request": [lambda request: sent.append(request.method)]}
     client.submit(model, rows)
     assert sent == ["HEAD", "PUT", "POST", "HEAD", "PUT", "POST"]
     sent.clear()
