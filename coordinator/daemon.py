@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 
 import uvloop
+from pydantic import ValidationError
 
 from coordinator.adapters.duckdb_store import DuckdbStore
 from coordinator.adapters.http import build_app, open_listener, serve
@@ -207,12 +208,19 @@ def _connect_options(settings: CoordinatorSettings) -> ConnectOptions:
 
 def main() -> int:
     """Run the daemon with settings from the environment; return its exit code."""
+    try:
+        settings = CoordinatorSettings()
+    except ValidationError as invalid:
+        for fault in invalid.errors():
+            name = "__".join(str(part) for part in fault["loc"]).upper()
+            sys.stderr.write(f"coordinator: IDLEWHEEL_COORDINATOR_{name}: {fault['msg']}\n")
+        return 1
     code = 0
     sys.setswitchinterval(THREAD_SWITCH_S)
     spans = open_spans("idlewheel-coordinator", os.environ)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run_coordinator(CoordinatorSettings(), random.Random(), spans))
+            runner.run(run_coordinator(settings, random.Random(), spans))
     except* (BadTariff, StoreUnavailable, IdentityTaken, Rejected, OSError) as errors:
         for error in errors.exceptions:
             sys.stderr.write(f"coordinator: {error}\n")

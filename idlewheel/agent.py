@@ -12,10 +12,11 @@ from typing import Annotated
 
 import typer
 import uvloop
+from pydantic import ValidationError
 
 from fleet_link import open_spans
+from idlewheel.cli_arguments import made_folder, parse_address, settings_faults
 from idlewheel.errors import BadInput
-from idlewheel.up import parse_address
 from simulator.car import Replay, SimulatedCar
 from simulator.traces import parked
 from vehicle_agent.daemon import run_agent
@@ -54,9 +55,10 @@ def agent(
     }
     try:
         settings = AgentSettings.model_validate(given)
-    except ValueError as error:
-        raise BadInput(f"the settings of the agent do not fit: {error}") from None
+    except ValidationError as error:
+        raise settings_faults(error) from None
     source = _source(trace, simulated=simulated, speed_up=speed_up)
+    made_folder(settings.data_dir)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(settings, source))

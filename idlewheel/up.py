@@ -18,13 +18,13 @@ import typer
 
 from idlewheel.agent_host import HostedCar
 from idlewheel.brokers import BrokerChoice, BrokerFailed, is_answering
-from idlewheel.errors import BadInput
+from idlewheel.cli_arguments import made_folder, parse_address
 from idlewheel.local_fleet import LocalFleet, run_agents, run_local_fleet
 from idlewheel.processes import Child, ChildFailed
 from simulator.car import Replay
 from simulator.traces import parked
 
-__all__ = ["parse_address", "up"]
+__all__ = ["up"]
 
 _BROKER_CHECK_S = 5.0
 
@@ -73,19 +73,10 @@ def up(
         raise typer.Exit(1) from None
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT. Raises BadInput."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise BadInput(f"{text!r} is no HOST:PORT")
-    return host.strip("[]"), int(port)
-
-
 @contextlib.contextmanager
 def _directory(data: Path | None) -> Iterator[Path]:
     if data is not None:
-        data.mkdir(parents=True, exist_ok=True)
-        yield data.resolve()
+        yield made_folder(data).resolve()
     else:
         with tempfile.TemporaryDirectory(prefix="idlewheel-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)

@@ -22,7 +22,7 @@ from idlewheel.demo.report import Agreement, Report, Run, make_report
 from idlewheel.demo.screen import Headline, Show, print_summary, showing
 from idlewheel.demo.stage import build_stage
 from idlewheel.demo.story import Story
-from idlewheel.errors import IdlewheelError
+from idlewheel.errors import BadInput, IdlewheelError
 from idlewheel.examples import EXAMPLES, Example, ExampleRows, count_agreement
 from idlewheel.processes import ChildFailed, run_child
 from simulator.fleet import choose_fleet
@@ -78,10 +78,17 @@ def demo(
     print_summary(console, made)
     text = json_text(made)
     if report is not None:
-        report.write_text(text + "\n", encoding="utf-8")
+        _write(report, text)
     if as_json:
         typer.echo(text)
     raise typer.Exit(0 if made.all_right else 1)
+
+
+def _write(report: Path, text: str) -> None:
+    try:
+        report.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{report} cannot be written: {error.strerror or error}") from None
 
 
 async def _run(options: _Options, console: Console, *, plain: bool) -> Report:

@@ -13,10 +13,11 @@ import pytest
     [
         ({"TARIFF_FILE": "nowhere.json"}, "nowhere.json: it cannot be read: No such file or directory"),
         ({"TARIFF_FILE": "gap.csv"}, "gap.csv: the series: no price is given from 2026-11-23 03:00 UTC until "),
+        ({"FLEET": "a/b"}, "IDLEWHEEL_COORDINATOR_FLEET: String should match pattern"),
         ({"TIMEZONE": "Mars/Olympus"}, "'Mars/Olympus' is no timezone: give an IANA name, such as Europe/Oslo"),
     ],
 )
-def test_prices_that_cannot_be_relied_on(settings: dict[str, str], fault: str, tmp_path: Path) -> None:
+def test_settings_that_cannot_be_relied_on(settings: dict[str, str], fault: str, tmp_path: Path) -> None:
     hours = "".join(f"2026-11-23T{hour:02}:00Z,5\n" for hour in (0, 1, 2, 5))
     (tmp_path / "gap.csv").write_text(f"time,micro_per_kwh\n{hours}", encoding="utf-8")
     data = tmp_path / "data"

@@ -81,6 +81,10 @@ def test_the_address_comes_from_the_environment(
         (["why"], "name one car"),
         (["why", "car-1", "--job", "job-1"], "name one car"),
         (["jobs", "--url", "nonsense"], "no address"),
+        (["up", "--data", "MODEL"], "MODEL cannot be a folder: File exists"),
+        (["agent", "--vehicle", "a", "--simulated", "--data", "MODEL"], "MODEL cannot be a folder: File exists"),
+        (["agent", "--vehicle", "a/b", "--simulated"], "vehicle: String should match pattern"),
+        (["agent", "--vehicle", "a", "--trace", "nothing.csv"], "No such file"),
     ],
 )
 def test_bad_input_ends_with_2_and_one_line(
