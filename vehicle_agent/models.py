@@ -12,10 +12,14 @@ from vehicle_agent.errors import BlobUnavailable
 __all__ = ["ModelCache"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PART = re.compile(r"[0-9a-f]{64}\..+\.part")
 
 
 class ModelCache:
-    """A folder of models, which several agents of one machine may share; over `max_bytes` the least used ones go."""
+    """A folder of models, which several agents of one machine may share; over `max_bytes` the least used ones go.
+
+    What was fetched in part counts too, and goes like the others when nobody asks for the rest.
+    """
 
     def __init__(self, folder: Path, owner: str, max_bytes: int, blobs: Blobs) -> None:
         self._folder = folder
@@ -25,7 +29,7 @@ class ModelCache:
 
     def digests(self) -> list[str]:
         """Return what is there, the least recently used first."""
-        return [path.name for path in self._by_use()]
+        return [path.name for path in self._by_use() if _DIGEST.fullmatch(path.name)]
 
     def path(self, digest: str) -> Path:
         """Where a model is, when it is there."""
@@ -59,7 +63,7 @@ class ModelCache:
             path.unlink(missing_ok=True)
 
     def _by_use(self) -> list[Path]:
-        found = [path for path in self._folder.glob("*") if _DIGEST.fullmatch(path.name)]
+        found = [path for path in self._folder.glob("*") if _DIGEST.fullmatch(path.name) or _PART.fullmatch(path.name)]
         return sorted(found, key=_used_ns)
 
 

@@ -129,6 +129,19 @@ async def test_the_least_used_models_make_room(server: BlobServer, blobs: Blobs,
     assert sorted(cache.digests()) == sorted([refs[0].digest, refs[2].digest])
 
 
+async def test_parts_that_nobody_asks_for_any_more_make_room(server: BlobServer, blobs: Blobs, tmp_path: Path) -> None:
+    part = tmp_path / f"{'0' * 64}.car.part"
+    part.write_bytes(bytes(800))
+    os.utime(part, (0, 0))
+    cache = ModelCache(tmp_path, "car", 1000, blobs)
+    await cache.obtain(put(server, bytes(100)))
+    assert part.exists()
+    assert len(cache.digests()) == 1
+    await cache.obtain(put(server, bytes(200)))
+    assert not part.exists()
+    assert len(cache.digests()) == 2
+
+
 async def test_a_model_above_the_bound_is_not_fetched(server: BlobServer, blobs: Blobs, tmp_path: Path) -> None:
     with pytest.raises(BlobUnavailable, match="where 10 may be kept"):
         await ModelCache(tmp_path, "car", 10, blobs).obtain(put(server, DATA))
