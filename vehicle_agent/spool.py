@@ -55,12 +55,18 @@ class Spool:
 
     @classmethod
     def open(cls, path: Path, max_bytes: int, counters: Counter[str]) -> "Spool":
-        """Open or create the file."""
-        database = sqlite3.connect(path, isolation_level=None)
-        database.executescript(_SCHEMA)
-        if ("properties",) not in database.execute(_COLUMNS).fetchall():
-            database.execute(_PROPERTIES)
-        return cls(database, max_bytes, counters)
+        """Open or create the file. One that can't be read is set aside and counted: a car must start without it."""
+        try:
+            return cls(_opened(path), max_bytes, counters)
+        except sqlite3.OperationalError:  # the disk is full or away: that is not the file's fault
+            raise
+        except sqlite3.DatabaseError as error:
+            counters["spool_unreadable"] += 1
+            _log.warning("%s can't be read and is set aside: %s", path, error)
+            path.replace(path.with_name(f"{path.name}.unreadable"))
+            for rest in ("-wal", "-shm"):
+                path.with_name(f"{path.name}{rest}").unlink(missing_ok=True)
+        return cls(_opened(path), max_bytes, counters)
 
     def put(self, messages: Sequence[Outgoing]) -> None:
         """Store messages in one transaction, and shed what is too much then. What the disk has no room for is lost."""
@@ -111,3 +117,15 @@ class Spool:
     def _transaction(self) -> sqlite3.Connection:
         self._database.execute("BEGIN")
         return self._database
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None)
+    try:
+        database.executescript(_SCHEMA)
+        if ("properties",) not in database.execute(_COLUMNS).fetchall():
+            database.execute(_PROPERTIES)
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database

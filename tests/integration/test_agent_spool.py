@@ -90,6 +90,17 @@ def test_a_file_from_before_traces_were_kept_is_taken_over(tmp_path: Path, count
             assert spool.between(0, spool.last_id(), 2) == [(1, rows(b"old"))]
 
 
+def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path, counters: Counter[str]) -> None:
+    (tmp_path / "spool").write_bytes(b"not what SQLite wrote" * 100)
+    for _ in range(2):
+        with contextlib.closing(Spool.open(tmp_path / "spool", 1000, counters)) as spool:
+            spool.put([rows(b"new")])
+    with contextlib.closing(Spool.open(tmp_path / "spool", 1000, counters)) as spool:
+        assert kept(spool) == [b"new", b"new"]
+    assert (tmp_path / "spool.unreadable").read_bytes().startswith(b"not what SQLite wrote")
+    assert counters["spool_unreadable"] == 1
+
+
 def test_a_full_disk_loses_new_messages_counted_and_no_older_one(tmp_path: Path, counters: Counter[str]) -> None:
     database = sqlite3.connect(tmp_path / "spool", isolation_level=None)
     with contextlib.closing(Spool.open(tmp_path / "spool", 1 << 20, counters)) as first:
