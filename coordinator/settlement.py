@@ -113,6 +113,8 @@ class Settlement:
         """Computing time and energy of a result, as far as they can be true."""
         told_mwh = event.rows.energy_mwh
         compute_us = plausible_us(event.rows.compute_ms, most)
+        if compute_us < int(event.rows.compute_ms * 1_000):
+            self.refusals["result_time_capped"] += 1
         energy_mwh = min(told_mwh, int(most_mwh(compute_us, *power, self.limits) + spare_mwh))
         if energy_mwh < told_mwh:
             self.refusals["result_energy_capped"] += 1

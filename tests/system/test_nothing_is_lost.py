@@ -80,6 +80,12 @@ async def check(job: Job, collecting: asyncio.Task[tuple[np.ndarray, np.ndarray]
     assert job.status().state == "done"
 
 
+async def none_is_cut(running: Deployment) -> None:
+    """Honest cars are believed all that their work took, however late they told it."""
+    health = await asyncio.to_thread(running.client.health)
+    assert [name for name in health.refusals if name.endswith("_capped")] == []
+
+
 async def test_coordinator_killed_in_mid_job(broker: Broker, tmp_path: Path, expected: np.ndarray) -> None:
     async with deployment(broker, tmp_path, cars=2) as running:
         job = await submitted(running, MANY_ROWS)
@@ -91,6 +97,7 @@ async def test_coordinator_killed_in_mid_job(broker: Broker, tmp_path: Path, exp
             await running.kill("coordinator")
             await running.start_coordinator()
         await check(job, collecting, expected)
+        await none_is_cut(running)
 
 
 async def test_agent_killed_while_it_holds_work(broker: Broker, tmp_path: Path, expected: np.ndarray) -> None:
@@ -126,6 +133,7 @@ async def test_broker_killed_and_started_again(broker: Broker, tmp_path: Path, e
         await broker.kill()
         await broker.start()
         await check(job, collecting, expected)
+        await none_is_cut(running)
 
 
 async def test_an_agent_written_from_the_document_alone(broker: Broker, tmp_path: Path, expected: np.ndarray) -> None:

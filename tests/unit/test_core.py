@@ -315,6 +315,7 @@ def test_a_car_that_claims_the_same_time_for_each_of_its_leases_is_believed_it_o
     most_w = 1e6 * 1.1 + 20  # what it stated, and what being awake draws
     most_mwh = int(most_w * 10_000 / 3_600 + 8), int(most_w * 1_000 / 3_600)
     assert believed == [(10_000.0, most_mwh[0]), (1_000.0, most_mwh[1]), (0.0, 0), (0.0, 0)]
+    assert core.refusals == {"result_time_capped": 3, "result_energy_capped": 4}
 
 
 def test_what_is_left_of_a_milliwatt_hour_is_granted_once_and_not_for_every_message() -> None:
