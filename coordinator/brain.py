@@ -84,9 +84,13 @@ class Brain:
         """Wait for the next commit that adds rows to a job or ends it."""
         await self._changes.setdefault(job, asyncio.Event()).wait()
 
-    async def run(self, send: Callable[[Sequence[SendTask | SendControl | SendPolicy]], None]) -> None:
+    async def run(
+        self, send: Callable[[Sequence[SendTask | SendControl | SendPolicy]], None], has_room: Callable[[], bool]
+    ) -> None:
         """Take rounds until cancelled; `send` gets the commands of a round that are no writes, once those are durable.
 
+        Work is given only in rounds in which there `has_room` for more tasks; until then rows wait where any car may
+        still have them.
         A failing ledger ends the process: nothing was acknowledged that isn't kept.
         """
         while True:
@@ -95,7 +99,7 @@ class Brain:
             events, self._events = self._events, []
             acknowledge, self._when_durable = self._when_durable, []
             self._room.set()
-            commands = self._decide(events)
+            commands = self._decide(events, assigns=has_room())
             writes = [command for command in commands if isinstance(command, LedgerWrite)]
             if writes:
                 begun = time.monotonic()
@@ -114,12 +118,12 @@ class Brain:
             await asyncio.sleep(_TICK_S)
             self.put([Tick(utc_offsets_ms(self.core.fleet.timezones, wall_clock_ms()))])
 
-    def _decide(self, events: Sequence[Event]) -> list[Command]:
+    def _decide(self, events: Sequence[Event], *, assigns: bool) -> list[Command]:
         now_ms = wall_clock_ms()
         commands: list[Command] = []
         for event in events:
             commands += self.core.handle(event, now_ms)
-        return commands + self.core.assign(now_ms)
+        return commands + (self.core.assign(now_ms) if assigns else [])
 
     def _tell_watchers(self, writes: Iterable[LedgerWrite]) -> None:
         for write in writes:

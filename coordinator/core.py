@@ -4,7 +4,7 @@ Commands that write to the ledger must be durable before the others of the same 
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from zoneinfo import ZoneInfo
 
@@ -44,7 +44,7 @@ from coordinator.faults import Faults
 from coordinator.fleet_view import FleetView
 from coordinator.foresight import Foresight, ForesightTerms
 from coordinator.leases import Leases
-from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, Model, Piece, ReceiptPart
+from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, LeaseRecord, Model, Piece, ReceiptPart
 from coordinator.ports import LedgerSnapshot
 from coordinator.prices import Prices
 from coordinator.progress import JobProgress
@@ -163,6 +163,11 @@ class Core:
         """A running job and its model; None when the job has ended or never was."""
         progress = self.jobs.get(job)
         return None if progress is None else (progress.job, self.models[progress.job.model])
+
+    def standing(self, leases: Sequence[LeaseRecord]) -> tuple[LeaseRecord, ...]:
+        """Those leases, all of one job, that have not ended."""
+        progress = self.jobs.get(leases[0].job)
+        return () if progress is None else tuple(lease for lease in leases if lease.chunk in progress.leases)
 
     def handle(self, event: Event, now_ms: int) -> list[Command]:  # noqa: C901, PLR0911, PLR0912 - one case an event
         """Take one event in; return what is to be done about it."""

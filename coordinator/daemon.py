@@ -130,7 +130,7 @@ async def run_coordinator(
     await memory.recall(wall_clock_ms())
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(brain.run(dispatch.put), name="brain")
+            tasks.create_task(brain.run(dispatch.put, lambda: dispatch.has_room), name="brain")
             tasks.create_task(brain.tick(), name="ticker")
             tasks.create_task(telemetry.run(), name="telemetry")
             tasks.create_task(dispatch.run(), name="dispatch")

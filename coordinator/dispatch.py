@@ -1,10 +1,16 @@
-"""Turns task and control commands into MQTT messages. Decides nothing: what can't be delivered goes back."""
+"""Turns task and control commands into MQTT messages. Decides nothing: what can't be delivered goes back.
+
+What waits is bounded: of policies the newest of each car, of control messages no two that say the same to one car, and
+of tasks no more than a round of the brain above `WAITING_TASKS`, for it gives no work while there is no room.
+"""
 
 import asyncio
 import hashlib
-from collections import Counter
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
+
+import msgspec
 
 from coordinator.brain import wall_clock_ms
 from coordinator.commands import SendControl, SendPolicy, SendTask
@@ -19,8 +25,9 @@ from fleet_wire.messages import BlobRef, Lease, Task
 from fleet_wire.tensors import Tensor, decode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
 
-__all__ = ["Dispatch"]
+__all__ = ["WAITING_TASKS", "Dispatch"]
 
+WAITING_TASKS: Final = 1_000
 _NO_SUBSCRIBER = 0x10
 _PACKET_OVERHEAD_BYTES = 1536  # topic, properties (a tracestate among them) and MQTT header beside the payload
 
@@ -31,6 +38,9 @@ class Catalogue(Protocol):
     def find(self, job: str) -> tuple[Job, Model] | None:
         """The job and its model, while it runs."""
 
+    def standing(self, leases: Sequence[LeaseRecord]) -> tuple[LeaseRecord, ...]:
+        """Those leases, all of one job, that have not ended."""
+
 
 class Undelivered(Protocol):
     """Takes tasks back that nobody received."""
@@ -39,7 +49,11 @@ class Undelivered(Protocol):
 
 
 class Dispatch:
-    """Sends commands in their order. `session` is set while the link is up; without it tasks go straight back."""
+    """Sends what is to be said to cars in its order, and before any task; then tasks in theirs.
+
+    A cancel may so overtake the task that it is about, of which then nothing is sent: its leases have ended before.
+    `session` is set while the link is up; without it tasks go straight back.
+    """
 
     def __init__(
         self,
@@ -58,24 +72,45 @@ class Dispatch:
         self._undelivered = undelivered
         self._max_packet_bytes = max_packet_bytes
         self._tracer = tracer
-        self._commands: asyncio.Queue[SendTask | SendControl | SendPolicy] = asyncio.Queue()
+        self._words: OrderedDict[tuple[str, bytes], SendControl | SendPolicy] = OrderedDict()
+        self._waiting: deque[SendTask] = deque()
+        self._wake = asyncio.Event()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it makes sense to give more work: there is a connection, and not too many tasks wait for it."""
+        return self.session is not None and len(self._waiting) < WAITING_TASKS
 
     def put(self, commands: Sequence[SendTask | SendControl | SendPolicy]) -> None:
-        """Queue commands. What may wait here is bounded by the slots of the fleet."""
+        """Queue commands; never waits and never drops."""
         for command in commands:
-            self._commands.put_nowait(command)
+            match command:
+                case SendControl(vehicle, control):
+                    self._words[vehicle, CONTROL.encode(control)] = command
+                case SendPolicy(vehicle):
+                    self._words[vehicle, b"policy"] = command
+                case SendTask():
+                    self._waiting.append(command)
+        self._wake.set()
 
     async def run(self) -> None:
         """Send until cancelled."""
         while True:
-            command = await self._commands.get()
-            match command:
-                case SendControl():
-                    await self._send_control(command)
-                case SendPolicy():
-                    await self._send_policy(command)
-                case SendTask():
-                    await self._send_task(command)
+            if self._words:
+                _, word = self._words.popitem(last=False)
+                await self._say(word)
+            elif self._waiting:
+                await self._send_task(self._waiting.popleft())
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def _say(self, word: SendControl | SendPolicy) -> None:
+        match word:
+            case SendControl():
+                await self._send_control(word)
+            case SendPolicy():
+                await self._send_policy(word)
 
     async def _send_control(self, command: SendControl) -> None:
         topic = self._topics.vehicle(command.vehicle, VehicleChannel.CTL)
@@ -93,9 +128,11 @@ class Dispatch:
 
     async def _send_task(self, command: SendTask) -> None:
         found = self._catalogue.find(command.job)
-        if found is None:
+        standing = self._catalogue.standing(command.leases)
+        if found is None or not standing:
             return
         job, model = found
+        command = msgspec.structs.replace(command, leases=standing)
         try:
             for task, leases in await self._tasks(command, job, model):
                 await self._send_one(command, job, task, leases)
