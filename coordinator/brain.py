@@ -91,6 +91,7 @@ class Brain:
 
         Work is given only in rounds in which there `has_room` for more tasks; until then rows wait where any car may
         still have them.
+
         A failing ledger ends the process: nothing was acknowledged that isn't kept.
         """
         while True:
