@@ -38,7 +38,8 @@ class Consents:
         row = self.fleet.row(vehicle)
         policy = self.fleet.policy(vehicle)
         held = self.fleet.column["consent_version"][row]
-        if held > self.fleet.column["policy_version"][row] + (policy is None and self.fleet_policy is not None):
+        stands = policy or self.fleet_policy
+        if held > (0 if stands is None else stands.version):
             self.refusals["policy_behind_vehicle"] += 1
         if policy is None and self.fleet_policy is not None:
             return self.take(PolicySet(vehicle, self.fleet_policy, _EVERYBODY), now_ms)

@@ -71,7 +71,7 @@ _COLUMNS: dict[str, tuple[str, float]] = {
     **dict.fromkeys(NUMBER_SIGNALS, ("f8", np.nan)),
 }
 _SIGNALS = {*BOOLEAN_SIGNALS, *NUMBER_SIGNALS}
-_LAST_VERSION = 1 << 53  # that the protocol knows
+_LAST_VERSION = 1 << 52  # a car that names a later one is not followed: the protocol ends at twice that
 _FIRST_CAPACITY = 64
 _MOST_PURPOSES = 64
 _MOST_REGIONS = 1000  # each is a series in the store for good, and any car may make one up

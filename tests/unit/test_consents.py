@@ -1,6 +1,7 @@
 """Consent in the core: versions follow each other, work relies on one, and revoking ends it at once."""
 
 import msgspec
+import pytest
 
 from coordinator.commands import AddConsent, EndLease, GrantLease, SendControl, SendPolicy, SendTask
 from coordinator.core import Core, CorePolicy
@@ -106,9 +107,10 @@ def test_a_car_that_holds_a_later_version_than_the_record_is_told_of_and_the_nex
     assert core.reasons(600_002).tolist() == [Reason.ELIGIBLE]
 
 
-def test_a_car_that_names_the_last_version_that_there_can_be_does_not_end_the_numbers() -> None:
+@pytest.mark.parametrize("held", [1 << 53, (1 << 53) - 1, 1 << 52])
+def test_a_car_that_names_one_of_the_last_versions_does_not_end_the_numbers(held: int) -> None:
     core = Core()
-    core.handle(caps(1 << 53), 0)
+    core.handle(caps(held), 0)
     assert core.refusals == {"policy_behind_vehicle": 1}
     assert core.fleet.next_policy_version("car") == 1
 

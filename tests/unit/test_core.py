@@ -3,6 +3,7 @@
 from collections import defaultdict
 
 import numpy as np
+import pytest
 
 from coordinator.commands import (
     AddFailedRow,
@@ -39,6 +40,7 @@ from coordinator.model import (
     VehicleConduct,
 )
 from coordinator.rules.sizing import SizingLimits
+from coordinator.scheduler import Scheduler
 from coordinator.totals import Totals, Waste
 from fleet_wire.messages import Cancel, Failure, Rebirth, Refusal, RefusalReason, Span, State
 from tests.unit.coordinator_scenes import MODEL, arrival, job, rows_of, telemetry
@@ -197,6 +199,14 @@ def test_a_row_that_fails_goes_to_another_car_and_after_its_attempts_is_given_up
         EndJob("j1", JobState.FAILED, 5, "row 2 failed on 2 attempts: again"),
     ]
     assert core.fleet.live("strikes").tolist() == [0, 0]  # it was the row, not the cars
+
+
+def test_the_whole_fleet_is_not_looked_at_for_a_failure_that_others_will_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = core_with(*arrival("car-1"), JobSubmitted(job(rows=4, chunk_rows=4)))
+    core.assign(0)
+    monkeypatch.delattr(Scheduler, "others_left")
+    core.handle(RowsFailed("car-1", Failure("j1", 1, [Span(0, 0, 4)], "no")), 1)
+    assert core.jobs["j1"].rows_free == 4
 
 
 def test_a_refusal_is_the_first_that_is_heard_of_a_car() -> None:
