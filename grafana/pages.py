@@ -19,6 +19,8 @@ from grafana.queries import Column, Query, latest, mean, per_second, ratio, raw,
 __all__ = ["DASHBOARDS"]
 
 YES_NO = {"0": ("no", "orange"), "1": ("yes", "green")}
+NO_YES = {"0": ("no", "text"), "1": ("yes", "blue")}
+NONE = "none in this time"
 
 
 def _now(*columns: Column) -> tuple[Query, ...]:
@@ -33,9 +35,8 @@ def _by(tag: str, column: Column) -> tuple[Query, ...]:
     return (Query((column,), by_tag=tag),)
 
 
-def _of_vehicle(*columns: Column) -> tuple[Query, ...]:
-    """A vehicle only tells what changed, so that a value holds until the next."""
-    return (Query(columns, vehicle=True, fill="previous"),)
+def _of_vehicle(*columns: Column, one_value: bool = False) -> tuple[Query, ...]:
+    return (Query(columns, vehicle=True, one_value=one_value),)
 
 
 FLEET = Dashboard(
@@ -49,6 +50,7 @@ FLEET = Dashboard(
             kind="stat",
             width=24,
             height=4,
+            now=True,
         ),
         Panel(
             "Cars by state",
@@ -88,6 +90,7 @@ JOBS = Dashboard(
             ),
             kind="stat",
             height=4,
+            now=True,
         ),
         Panel(
             "Latest job after its deadline",
@@ -95,6 +98,7 @@ JOBS = Dashboard(
             kind="stat",
             width=6,
             height=4,
+            now=True,
             thresholds=(Threshold(1, "orange"), Threshold(600, "red")),
         ),
         Panel(
@@ -103,19 +107,29 @@ JOBS = Dashboard(
             kind="stat",
             width=6,
             height=4,
+            nothing="0",
         ),
         Panel("Rows a second", _over_time(per_second(JOB_STATE, "rows", unit="row per second"))),
-        Panel("Backlog", _over_time(mean(JOB_STATE, "rows_waiting"), mean(JOB_STATE, "rows_leased")), stacked=True),
+        Panel(
+            "Backlog",
+            _over_time(mean(JOB_STATE, "rows_waiting"), mean(JOB_STATE, "rows_leased")),
+            description="`idlewheel why --job JOB` says why rows of a job wait.",
+            stacked=True,
+            decimals=0,
+        ),
         Panel(
             "Leases",
             _over_time(total(JOB_STATE, "leases_granted", "granted"), total(JOB_STATE, "leases_expired", "expired")),
+            description="More than a few that expire are cars that fall silent: look at the broker and the network.",
             bars=True,
+            decimals=0,
         ),
         Panel(
             "Lateness and age",
             _over_time(
                 worst(JOB_STATE, "lateness_s", "expected lateness"), worst(JOB_STATE, "oldest_s", "age of oldest job")
             ),
+            description="`idlewheel jobs` names the job. One that reaches its deadline ends as failed.",
         ),
         Panel(
             "Rows leased again, by cause",
@@ -123,17 +137,20 @@ JOBS = Dashboard(
             description="`released` and `lost` are cars that left; that is no failure. `expired` went silent.",
             stacked=True,
             bars=True,
+            decimals=0,
+            nothing=NONE,
         ),
         Panel(
             "Computing time for nothing, by cause",
             _by("cause", total(JOB_WASTE, "compute_ms")),
-            description=JOB_WASTE["compute_ms"].description,
             stacked=True,
             bars=True,
+            nothing=NONE,
         ),
     ),
 )
 
+EARNED = total(VEHICLE_WORK, "pay_micro", "earned", scale="/ 1000000", unit="currency")
 VEHICLE = Dashboard(
     "idlewheel-vehicle",
     "Vehicle",
@@ -141,54 +158,45 @@ VEHICLE = Dashboard(
     (
         Panel(
             "Charge",
-            (Query((latest(VEHICLE_STATE, "charge_percent", "charge"),), vehicle=True, one_value=True),),
+            _of_vehicle(latest(VEHICLE_STATE, "charge_percent", "charge"), one_value=True),
             kind="stat",
             width=6,
             height=4,
         ),
         Panel(
             "Rows in this time",
-            (Query((total(VEHICLE_WORK, "rows"),), vehicle=True, one_value=True),),
+            _of_vehicle(total(VEHICLE_WORK, "rows"), one_value=True),
             kind="stat",
             width=6,
             height=4,
+            nothing="0",
         ),
         Panel(
             "Energy in this time",
-            (
-                Query(
-                    (total(VEHICLE_WORK, "energy_mwh", "energy", scale="/ 1000", unit="watt-hour"),),
-                    vehicle=True,
-                    one_value=True,
-                ),
-            ),
+            _of_vehicle(total(VEHICLE_WORK, "energy_mwh", "energy", scale="/ 1000", unit="watt-hour"), one_value=True),
             kind="stat",
             width=6,
             height=4,
+            nothing="0",
         ),
         Panel(
             "Earned in this time",
-            (
-                Query(
-                    (total(VEHICLE_WORK, "pay_micro", "earned", scale="/ 1000000", unit="currency"),),
-                    vehicle=True,
-                    one_value=True,
-                ),
-            ),
+            _of_vehicle(EARNED, one_value=True),
             kind="stat",
             width=6,
             height=4,
+            nothing="0",
             decimals=4,
         ),
         Panel(
             "State",
             (
                 *_of_vehicle(*(latest(VEHICLE_STATE, name) for name in ("plugged", "charging", "moving"))),
-                *_of_vehicle(latest(VEHICLE_WORK, "eligible")),
+                # Told only when it changes.
+                Query((latest(VEHICLE_WORK, "eligible"),), vehicle=True, fill="previous"),
             ),
-            description="1 is yes, 0 is no.",
-            stepped=True,
-            decimals=0,
+            kind="state-timeline",
+            mappings=NO_YES,
         ),
         Panel(
             "Why it gets no work",
@@ -209,8 +217,10 @@ VEHICLE = Dashboard(
                 *(latest(VEHICLE_STATE, f"{part}_temperature_c", part) for part in ("battery", "compute", "cabin"))
             ),
         ),
-        Panel("Link", _of_vehicle(latest(VEHICLE_STATE, "link_rate_mbps", "rate"))),
-        Panel("Rows", (Query((total(VEHICLE_WORK, "rows"),), vehicle=True),), bars=True),
+        Panel("Speed of its link", _of_vehicle(latest(VEHICLE_STATE, "link_rate_mbps", "rate"))),
+        Panel("What its link carried in the month", _of_vehicle(latest(VEHICLE_STATE, "link_month_bytes", "carried"))),
+        Panel("Rows", _of_vehicle(total(VEHICLE_WORK, "rows")), bars=True, decimals=0, nothing=NONE),
+        Panel("Earned", _of_vehicle(EARNED), bars=True, nothing=NONE),
     ),
     time_from="now-24h",
     variables={"vehicle": f'SHOW TAG VALUES FROM "{VEHICLE_STATE.name}" WITH KEY = "vehicle"'},
@@ -221,13 +231,14 @@ ECONOMY = Dashboard(
     "Economics",
     "What rows take and cost, what owners get, and what energy was for nothing.",
     (
-        Panel("Rows", _now(total(ECONOMICS, "rows")), kind="stat", width=6, height=4),
+        Panel("Rows", _now(total(ECONOMICS, "rows")), kind="stat", width=6, height=4, nothing="0"),
         Panel(
             "Energy above what cars would have used",
             _now(total(ECONOMICS, "energy_mwh", "energy", scale="/ 1000", unit="watt-hour")),
             kind="stat",
             width=6,
             height=4,
+            nothing="0",
         ),
         Panel(
             "Energy for nothing",
@@ -235,6 +246,7 @@ ECONOMY = Dashboard(
             kind="stat",
             width=6,
             height=4,
+            nothing="0",
         ),
         Panel(
             "Paid to owners",
@@ -242,12 +254,14 @@ ECONOMY = Dashboard(
             kind="stat",
             width=6,
             height=4,
+            nothing="0",
             decimals=2,
         ),
         Panel(
             "Energy for a million rows",
             # A milliwatt-hour a row is a kilowatt-hour a million rows, and a micro-unit a row is a unit a million.
             (Query((ratio(ECONOMICS, "energy_mwh", "rows", "energy", "kilowatt-hour"),), when="rows"),),
+            description="Above what the cars would have used anyway: see docs/energy-and-pay.md.",
         ),
         Panel(
             "Cost and pay for a million rows",
@@ -260,6 +274,7 @@ ECONOMY = Dashboard(
                     when="rows",
                 ),
             ),
+            description="The cost of energy is refunded: it is part of the pay. All rows, whatever their model.",
         ),
         Panel(
             "Energy",
@@ -275,6 +290,7 @@ ECONOMY = Dashboard(
             _by("cause", total(JOB_WASTE, "energy_mwh", scale="/ 1000", unit="watt-hour")),
             stacked=True,
             bars=True,
+            nothing=NONE,
         ),
     ),
     time_from="now-7d",
@@ -291,6 +307,7 @@ SERVICE_PAGE = Dashboard(
             kind="stat",
             width=6,
             height=4,
+            now=True,
             mappings=YES_NO,
         ),
         Panel(
@@ -299,6 +316,7 @@ SERVICE_PAGE = Dashboard(
             kind="stat",
             width=6,
             height=4,
+            now=True,
             thresholds=(Threshold(10_000, "orange"), Threshold(60_000, "red")),
         ),
         Panel(
@@ -307,9 +325,17 @@ SERVICE_PAGE = Dashboard(
             kind="stat",
             width=6,
             height=4,
+            now=True,
             thresholds=(Threshold(4_096, "orange"), Threshold(8_192, "red")),
         ),
-        Panel("Refused in this time", _now(total(SERVICE_REFUSAL, "refused")), kind="stat", width=6, height=4),
+        Panel(
+            "Refused in this time",
+            _now(total(SERVICE_REFUSAL, "refused")),
+            kind="stat",
+            width=6,
+            height=4,
+            nothing="0",
+        ),
         Panel(
             "Ingest",
             _over_time(
@@ -334,6 +360,7 @@ SERVICE_PAGE = Dashboard(
                     when="messages",
                 ),
             ),
+            description="Telemetry waits for the store, results for the ledger.",
             thresholds=(Threshold(10_000, "red"),),
         ),
         Panel("Store lag", _over_time(worst(SERVICE, "store_lag_ms", "oldest telemetry not stored"))),
@@ -349,10 +376,19 @@ SERVICE_PAGE = Dashboard(
                     when="commits",
                 ),
             ),
+            description="Results are acknowledged after a commit, so that all work waits for a slow one.",
             thresholds=(Threshold(1_000, "red"),),
         ),
-        Panel("Refused, by reason", _by("reason", total(SERVICE_REFUSAL, "refused")), stacked=True, bars=True),
-        Panel("Telemetry store, by event", _by("event", total(SERVICE_STORE, "events")), bars=True),
+        Panel(
+            "Refused, by reason",
+            _by("reason", total(SERVICE_REFUSAL, "refused")),
+            description="A few are usual: requests with mistakes, cars that begin to leave while a task is under way.",
+            stacked=True,
+            bars=True,
+            decimals=0,
+            nothing=NONE,
+        ),
+        Panel("Telemetry store, by event", _by("event", total(SERVICE_STORE, "events")), bars=True, decimals=0),
     ),
 )
 

@@ -25,6 +25,7 @@ _UNITS = {
     "currency": "currency:¤",
 }
 _COLUMNS = 24
+_NOW = "5m"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,11 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel. `kind` is Grafana's: timeseries, stat or table. The unit is that of the queries' columns."""
+    """One panel. `kind` is Grafana's: timeseries, state-timeline, stat or table. The unit is that of the columns.
+
+    `now` shows what was measured lately whatever the dashboard's time range, and nothing when nothing was. `nothing` is
+    what stands there instead of "No data" where that is a good sign.
+    """
 
     title: str
     queries: tuple[Query, ...]
@@ -47,10 +52,11 @@ class Panel:
     description: str = ""
     stacked: bool = False
     bars: bool = False
-    stepped: bool = False
     decimals: int | None = None
     thresholds: tuple[Threshold, ...] = ()
     mappings: dict[str, tuple[str, str]] = field(default_factory=dict)
+    now: bool = False
+    nothing: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,14 +139,24 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
         "id": number,
         "type": panel.kind,
         "title": panel.title,
-        "description": panel.description,
+        "description": _description(panel),
         "datasource": DATA_SOURCE,
         "gridPos": place,
         "interval": "10s",  # points are made this often; a shorter window would have holes
         "targets": [_target(query, chr(ord("A") + place), panel.kind) for place, query in enumerate(panel.queries)],
         "fieldConfig": {"defaults": _defaults(panel), "overrides": []},
         "options": _options(panel),
+        **({"timeFrom": _NOW, "hideTimeOverride": True} if panel.now else {}),
     }
+
+
+def _description(panel: Panel) -> str:
+    """The panel's own words, then what the catalogue says of every figure."""
+    columns = [column for query in panel.queries for column in query.columns if column.meaning]
+    if len(columns) == 1 and not panel.description:
+        return columns[0].meaning
+    figures = "\n".join(f"- *{column.name}*: {column.meaning}" for column in columns)
+    return "\n\n".join(text for text in (panel.description, figures) if text)
 
 
 def _target(query: Query, letter: str, kind: str) -> dict[str, Any]:
@@ -173,8 +189,12 @@ def _defaults(panel: Panel) -> dict[str, Any]:
     }
     if panel.decimals is not None:
         defaults["decimals"] = panel.decimals
+    if panel.nothing:
+        defaults["noValue"] = panel.nothing
     if panel.kind == "timeseries":
         defaults["custom"] = _drawing(panel)
+    if panel.kind == "state-timeline":
+        defaults["custom"] = {"fillOpacity": 70, "lineWidth": 0, "spanNulls": _gap_ms(panel)}
     return defaults
 
 
@@ -182,14 +202,19 @@ def _drawing(panel: Panel) -> dict[str, Any]:
     return {
         "axisSoftMin": 0,
         "drawStyle": "bars" if panel.bars else "line",
-        "lineInterpolation": "stepAfter" if panel.stepped else "linear",
+        "lineInterpolation": "linear",
         "lineWidth": 1 if panel.bars else 2,
         "fillOpacity": 60 if panel.bars else 30 if panel.stacked else 8,
-        "showPoints": "never",
-        "spanNulls": 120_000,  # a gap of two minutes is one that is worth seeing
+        "showPoints": "auto",  # a figure between two gaps would not be seen as a line
+        "spanNulls": _gap_ms(panel),
         "stacking": {"mode": "normal" if panel.stacked else "none", "group": "A"},
         "thresholdsStyle": {"mode": "line" if panel.thresholds else "off"},
     }
+
+
+def _gap_ms(panel: Panel) -> int:
+    """A longer time without a figure is worth seeing. A vehicle tells everything every few minutes at least."""
+    return 600_000 if any(query.vehicle for query in panel.queries) else 120_000
 
 
 def _options(panel: Panel) -> dict[str, Any]:
@@ -204,6 +229,15 @@ def _options(panel: Panel) -> dict[str, Any]:
         }
     if panel.kind == "table":
         return {"showHeader": True}
+    if panel.kind == "state-timeline":
+        return {
+            "alignValue": "left",
+            "mergeValues": True,
+            "rowHeight": 0.8,
+            "showValue": "auto",
+            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": False, "calcs": []},
+            "tooltip": {"mode": "single", "sort": "none"},
+        }
     return {
         "legend": {
             "displayMode": "table" if any(query.by_tag for query in panel.queries) else "list",

@@ -9,26 +9,31 @@ __all__ = ["Column", "Query", "latest", "mean", "per_second", "ratio", "raw", "t
 
 @dataclass(frozen=True)
 class Column:
-    """What is selected, under which name; `unit` is the catalogue's, or what arithmetic made of it."""
+    """What is selected, under which name; `unit` is the catalogue's, or what arithmetic made of it.
+
+    `meaning` is what the catalogue says of the field, empty for what is made of several.
+    """
 
     text: str
     name: str
     unit: str
     measurement: Measurement
+    meaning: str = ""
 
 
 @dataclass(frozen=True)
 class Query:
     """Columns of one measurement over the dashboard's time range: by `$__interval`, or one value for all of it.
 
-    Points without growth of the counter `when` are left out, so that nothing is divided by zero.
+    Points without growth of the counter `when` are left out, so that nothing is divided by zero. Where nothing was
+    measured there is a null, so that an outage is a gap, and no line from its beginning to its end.
     """
 
     columns: tuple[Column, ...]
     by_tag: str = ""
     when: str = ""
     one_value: bool = False
-    fill: str = "none"
+    fill: str = "null"
     vehicle: bool = False
     limit: int = 0
 
@@ -77,7 +82,7 @@ def worst(measurement: Measurement, name: str, label: str = "") -> Column:
 def raw(measurement: Measurement, name: str, label: str = "") -> Column:
     """Every value as it was written."""
     field = measurement[name]
-    return Column(f'"{field.name}"', label or field.name, field.unit, measurement)
+    return Column(f'"{field.name}"', label or field.name, field.unit, measurement, field.description)
 
 
 def total(measurement: Measurement, name: str, label: str = "", scale: str = "", unit: str = "") -> Column:
@@ -89,7 +94,8 @@ def total(measurement: Measurement, name: str, label: str = "", scale: str = "",
 def per_second(measurement: Measurement, name: str, label: str = "", unit: str = "") -> Column:
     """How fast a counter grew."""
     field = _counter(measurement, name)
-    return Column(f'sum("{field.name}") * 1000 / $__interval_ms', label or _words(field), unit, measurement)
+    text = f'sum("{field.name}") * 1000 / $__interval_ms'
+    return Column(text, label or _words(field), unit, measurement, field.description)
 
 
 def ratio(measurement: Measurement, name: str, to: str, label: str, unit: str) -> Column:
@@ -99,7 +105,7 @@ def ratio(measurement: Measurement, name: str, to: str, label: str, unit: str) -
 
 
 def _called(function: str, measurement: Measurement, field: Field, label: str) -> Column:
-    return Column(f'{function}("{field.name}")', label or _words(field), field.unit, measurement)
+    return Column(f'{function}("{field.name}")', label or _words(field), field.unit, measurement, field.description)
 
 
 def _counter(measurement: Measurement, name: str) -> Field:

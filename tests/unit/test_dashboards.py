@@ -19,7 +19,11 @@ PANELS = {
     "timeseries": grafana_schema.TimeSeries,
     "stat": grafana_schema.Stat,
     "table": grafana_schema.Table,
+    "state-timeline": grafana_schema.Table,  # the schema has none: its own part is compared with STATE_TIMELINE
 }
+# What Grafana's StateTimelinePanelCfg has of its own, in `options` and in a field's `custom`.
+STATE_TIMELINE = {"alignValue", "mergeValues", "rowHeight", "showValue", "legend", "tooltip"}
+STATE_TIMELINE_FIELD = {"fillOpacity", "lineWidth", "spanNulls"}
 # The schema has no InfluxQL data source, whose part of a target is these:
 INFLUXQL = {"rawQuery", "query", "alias", "resultFormat"}
 PAGES = pytest.mark.parametrize("page", DASHBOARDS, ids=lambda page: page.title)
@@ -59,6 +63,9 @@ def test_dashboards_and_panels_fit_grafanas_schema(page: Dashboard) -> None:
         for target in panel["targets"]:
             query = {name: value for name, value in target.items() if name not in INFLUXQL}
             check(grafana_schema.DataQuery, query, f"{panel['title']} {target['refId']}")
+        if panel["type"] == "state-timeline":
+            assert set(panel.pop("options")) == STATE_TIMELINE
+            assert set(panel["fieldConfig"]["defaults"].pop("custom")) == STATE_TIMELINE_FIELD
         check(PANELS[panel["type"]], {**panel, "targets": []}, panel["title"])
     time = {"from_": document["time"]["from"], "to": document["time"]["to"]}  # `from` is a word of Python's
     check(grafana_schema.Dashboard, {**document, "panels": [], "time": time}, page.title)
@@ -107,3 +114,23 @@ def test_a_field_that_is_not_in_the_catalogue_cannot_be_named() -> None:
         total(FLEET_STATE, "online")
     with pytest.raises(ValueError, match="too many values"):
         Query((mean(FLEET_STATE, "online"), mean(JOB_STATE, "running"))).text()
+
+
+@PAGES
+def test_what_is_told_as_now_is_not_old(page: Dashboard) -> None:
+    for panel in page.panels:
+        columns = [column for query in panel.queries if query.one_value for column in query.columns]
+        of_the_fleet = page is not VEHICLE and any(column.text.startswith("last(") for column in columns)
+        assert panel.now is of_the_fleet, panel.title
+
+
+@PAGES
+def test_every_panel_says_what_its_figures_are(page: Dashboard) -> None:
+    assert [panel["title"] for panel in dashboard_json(page)["panels"] if not panel["description"]] == []
+
+
+@PAGES
+def test_what_only_adds_up_shows_zero_where_nothing_was_added(page: Dashboard) -> None:
+    for panel in page.panels:
+        if panel.kind == "stat" and all(c.text.startswith("sum(") for query in panel.queries for c in query.columns):
+            assert panel.nothing == "0", panel.title
