@@ -181,8 +181,9 @@ class Core:
                 return self._tick(now_ms)
             case VehicleState():
                 return self._vehicle_state(event, now_ms)
-            case VehiclesRemembered(vehicles):
-                rows = [self.fleet.row(vehicle) for vehicle in vehicles]
+            case VehiclesRemembered(latest):
+                rows = self.fleet.remember(latest)
+                self._reasons_ms = -1
                 return self._ask_rebirth([row for row in rows if self.fleet.column["epoch"][row] < 0], now_ms)
             case VehicleCaps(vehicle, caps):
                 self.fleet.set_caps(vehicle, caps)

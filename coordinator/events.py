@@ -100,9 +100,9 @@ class PlugHistory:
 
 @dataclass(frozen=True, slots=True)
 class VehiclesRemembered:
-    """Vehicles that the telemetry store knows from before this process: they may be there still."""
+    """What the telemetry store knows from before this process, one document a vehicle: they may be there still."""
 
-    vehicles: tuple[str, ...]
+    latest: TelemetryBatch
 
 
 @dataclass(frozen=True, slots=True)

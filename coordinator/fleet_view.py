@@ -256,6 +256,19 @@ class FleetView:
         self._store(rows, batch, accepted if out_of_order else None)
         return TelemetryOutcome(gaps, len(rows), out_of_order)
 
+    def remember(self, latest: TelemetryBatch) -> list[int]:
+        """Take what a store knows from before, for people to see; returns the rows of its vehicles.
+
+        It counts as no telemetry of a connection, so that no vehicle works by it, and is left out where a vehicle has
+        spoken since.
+        """
+        rows = np.fromiter((self.row(vehicle) for vehicle in latest.vehicle), dtype=np.int64, count=len(latest))
+        silent = self.column["seq_epoch"][rows] < 0
+        self.column["received_ms"][rows[silent]] = latest.received_ms[silent]
+        signals = {name: values[silent] for name, values in latest.signals.items()}
+        self._store_signals(rows[silent], signals, np.ones(int(silent.sum()), dtype=np.bool_))
+        return rows.tolist()
+
     def _store(self, rows: NDArray[np.int64], batch: TelemetryBatch, only: NDArray[np.bool_] | None) -> None:
         def chosen(values: NDArray[Any]) -> NDArray[Any]:
             return values if only is None else values[only]

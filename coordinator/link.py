@@ -63,7 +63,7 @@ class TelemetryWriter:
         await self._in_thread(self._store.open)
 
     async def remember(self, tell: Callable[[VehiclesRemembered], None]) -> None:
-        """Tell once which vehicles the store knows, as soon as it can be asked."""
+        """Tell once which vehicles the store knows and what they said last, as soon as it can be asked."""
         while True:
             try:
                 latest = await self._aside(self._store.latest)
@@ -71,7 +71,7 @@ class TelemetryWriter:
                 _log.warning("the vehicles of before are not known yet: %s", error)
                 await asyncio.sleep(_ASK_AGAIN_S)
             else:
-                return tell(VehiclesRemembered(tuple(latest.vehicle.tolist())))
+                return tell(VehiclesRemembered(latest))
 
     async def maintain(self, every_s: float) -> None:
         """Have the store roll up and forget, until cancelled. What fails waits for the next time.

@@ -54,7 +54,8 @@ class Child:
     async def expect_running(self) -> None:
         """Wait until it ends by itself, and raise ChildFailed."""
         code = await self._process.wait()
-        raise ChildFailed(f"{self.name} ended with {code}: {_last_words(self._log)}")
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        raise ChildFailed(f"{self.name} {how}: {_last_words(self._log)}")
 
     def kill(self) -> None:
         """End it at once (SIGKILL)."""

@@ -68,9 +68,18 @@ def up(
         with _directory(data) as directory:
             asyncio.run(_serve(directory, vehicles, _Fleet(host, port, broker, fleet, fleet_policy, store)))
     except* (ChildFailed, BrokerFailed) as errors:
-        for error in errors.exceptions:
+        for error in _single(errors):
             typer.echo(f"idlewheel up: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+def _single(errors: BaseExceptionGroup[Exception]) -> Iterator[BaseException]:
+    """Every error of a group, and of groups in it: one for each task group that it went through."""
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _single(error)
+        else:
+            yield error
 
 
 @contextlib.contextmanager

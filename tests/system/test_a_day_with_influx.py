@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
@@ -13,10 +10,11 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from idlewheel.brokers import free_port
+from coordinator.availability import Availability
+from idlewheel.client import Client
 from tests.influx import VERSIONS, InfluxProcess
 from tests.system.deployment import until
-from tests.system.test_up_and_submit import Up, descendants, expect_gone, mixed_model, mixed_rows
+from tests.system.test_up_and_submit import Up, descendants, expect_gone, mixed_model, mixed_rows, running_up
 
 CARS = ["car-01", "car-02", "car-03", "car-04"]
 KEPT = {"economics", "fleet_state", "job_state", "service", "service_store", "vehicle_state", "vehicle_work"}
@@ -27,38 +25,46 @@ async def test_every_command_answers_and_the_database_fills(
     version: str, influx_of: Callable[[str], InfluxProcess], tmp_path: Path
 ) -> None:
     server, database = influx_of(version), f"day_{uuid4().hex}"
-    place = f"127.0.0.1:{free_port()}"
-    arguments = ["up", "--vehicles", "4", "--store", server.url(database), "--http", place]
-    with (tmp_path / "up.log").open("w") as log:
-        process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
-            [sys.executable, "-m", "idlewheel", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env={**os.environ, "IDLEWHEEL_COORDINATOR_OBSERVE_EVERY_S": "1"},  # vehicles only every sixth time
-        )
-    up = Up(process, f"http://{place}")
-    assert process.stdout is not None
-    try:
-        first = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), 60)
-        assert up.url in first, (tmp_path / "up.log").read_text()
+    arguments = ["--vehicles", "4", "--store", server.url(database)]
+    # Vehicles are observed only every sixth time.
+    async with running_up(tmp_path, *arguments, IDLEWHEEL_COORDINATOR_OBSERVE_EVERY_S="1") as up:
         await expect_answers(up, server.url(database), tmp_path)
         await until(lambda: measurements(server, database) >= KEPT, "everything is in the store")
         children = descendants(up)
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(asyncio.to_thread(process.wait), 30) == 0
+        await end(up)
         await expect_gone(children)
-    finally:
-        process.kill()
-        await asyncio.to_thread(process.wait)
-        process.stdout.close()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_killed_coordinator_knows_fleet_and_history_from_the_store(
+    version: str, influx_of: Callable[[str], InfluxProcess], tmp_path: Path
+) -> None:
+    server, data = influx_of(version), tmp_path / "data"
+    arguments = ["--store", server.url(f"day_{uuid4().hex}"), "--data", str(data)]
+    async with running_up(tmp_path, *arguments, "--vehicles", "4") as up:
+        await said(up, "submit", *mixed_job(tmp_path), "-o", tmp_path / "out.npz")
+        (coordinator,) = [child for child in descendants(up) if "coordinator.daemon" in child.cmdline()]
+        before = json.loads(await said(up, "vehicles", "--json"))
+        coordinator.kill()
+        assert await asyncio.wait_for(asyncio.to_thread(up.process.wait), 30) == 1
+    assert (tmp_path / "up.log").read_text().startswith("idlewheel up: the coordinator was killed by SIGKILL: ")
+    assert not (data / "coordinator" / "availability.npz").exists()
+
+    async with running_up(tmp_path, *arguments) as up:  # without the cars, which would tell it all again
+        expected = [(view["id"], False, True, view["rows_done"]) for view in before]
+        with Client(up.url) as client:
+            await until(
+                lambda: [(car.id, car.online, car.plugged, car.rows_done) for car in client.vehicles()] == expected,
+                "cars and what they said last are known again",
+            )
+        await end(up)
+    ids, model = Availability.from_bytes((data / "coordinator" / "availability.npz").read_bytes())
+    assert sorted(ids) == CARS
+    assert (model.column["plugged_since_ms"] > 0).tolist() == [True] * len(CARS)
 
 
 async def expect_answers(up: Up, store: str, tmp_path: Path) -> None:
-    model, rows = tmp_path / "m.onnx", tmp_path / "rows.npz"
-    mixed_model(model)
-    np.savez(rows, **mixed_rows())  # type: ignore[arg-type]
-    submit = ("submit", model, rows)
+    submit = ("submit", *mixed_job(tmp_path))
     await said(up, *submit, "-o", tmp_path / "out.npz", "--vehicle-share", "0.5", "--max-attempts", "5")
     vehicles = json.loads(await said(up, "vehicles", "--json"))
     assert [vehicle["id"] for vehicle in vehicles] == CARS
@@ -85,6 +91,18 @@ async def expect_answers(up: Up, store: str, tmp_path: Path) -> None:
 
     checked = await said(up, "store", "check", store)
     assert all(line.startswith("ok  ") for line in checked.splitlines())
+
+
+def mixed_job(tmp_path: Path) -> tuple[Path, Path]:
+    model, rows = tmp_path / "m.onnx", tmp_path / "rows.npz"
+    mixed_model(model)
+    np.savez(rows, **mixed_rows())  # type: ignore[arg-type]
+    return model, rows
+
+
+async def end(up: Up) -> None:
+    up.process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(asyncio.to_thread(up.process.wait), 30) == 0
 
 
 async def said(up: Up, *arguments: object) -> str:

@@ -155,8 +155,19 @@ async def test_a_coordinator_knows_its_fleet_from_influxdb(
         async with publishing(broker) as publisher:
             await until(lambda: publisher.sent > 20, "cars have sent")
         await until_everything_is_there(running, influx, publisher)
-        await running.stop("coordinator")
+        last = await asyncio.to_thread(running.client.vehicles)
+        assert {view.id for view in last} == set(CARS)
+        await running.kill("coordinator")
         await running.start_coordinator()
+        said = [(view.id, view.plugged, view.charge_percent, view.last_seen_ms) for view in last]
         await until(
-            lambda: {view.id for view in running.client.vehicles()} == set(CARS), "the cars of before are known again"
+            lambda: (
+                said
+                == [
+                    (view.id, view.plugged, view.charge_percent, view.last_seen_ms)
+                    for view in running.client.vehicles()
+                ]
+            ),
+            "the cars of before are known again, with what they said last",
         )
+        assert running.client.health().vehicles_eligible == 0

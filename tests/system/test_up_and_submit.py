@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +95,27 @@ class Up:
 async def up(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Up]:
     if request.param == "mosquitto":
         require_mosquitto()
-    port = free_port()
-    arguments = ["up", "--vehicles", "4", "--http", f"127.0.0.1:{port}", "--broker", request.param]
+    async with running_up(tmp_path, "--vehicles", "4", "--broker", request.param) as up:
+        yield up
+
+
+@asynccontextmanager
+async def running_up(tmp_path: Path, *arguments: str, **environment: str) -> AsyncIterator[Up]:
+    """`idlewheel up` until the block is left; its standard error goes to up.log."""
+    place = f"127.0.0.1:{free_port()}"
     with (tmp_path / "up.log").open("w") as log:
         process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
-            [sys.executable, "-m", "idlewheel", *arguments], stdout=subprocess.PIPE, stderr=log, text=True
+            [sys.executable, "-m", "idlewheel", "up", "--http", place, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, **environment},
         )
     assert process.stdout is not None
     try:
         first = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), 60)
-        assert f"http://127.0.0.1:{port}" in first, (tmp_path / "up.log").read_text()
-        yield Up(process, f"http://127.0.0.1:{port}")
+        assert f"http://{place}" in first, (tmp_path / "up.log").read_text()
+        yield Up(process, f"http://{place}")
     finally:
         process.terminate()
         await asyncio.to_thread(process.wait)

@@ -39,6 +39,7 @@ from coordinator.model import (
     ReceiptPart,
     VehicleConduct,
 )
+from coordinator.rules.eligibility import Reason
 from coordinator.rules.sizing import SizingLimits
 from coordinator.scheduler import Scheduler
 from coordinator.totals import Totals, Waste
@@ -271,9 +272,27 @@ def test_a_car_known_only_from_a_retained_birth_is_asked_for_a_snapshot() -> Non
 
 def test_cars_that_the_store_remembers_or_that_only_report_are_asked_who_they_are() -> None:
     core = core_with(VehicleState("known", State(True, 1)))
-    remembered = VehiclesRemembered(("known", "unheard"))
+    remembered = VehiclesRemembered(telemetry(["known", "unheard"]))
     assert core.handle(remembered, 50_000) == [SendControl("unheard", Rebirth())]
     assert core.handle(telemetry(["reports"]), 50_001) == [SendControl("reports", Rebirth())]
+
+
+def test_what_the_store_remembers_is_shown_and_lets_no_car_work() -> None:
+    core = core_with(VehicleState("spoke", State(True, 1)), telemetry(["spoke"], now_ms=40_000, charge_percent=70.0))
+    core.handle(VehiclesRemembered(telemetry(["spoke", "silent"], now_ms=30_000, charge_percent=55.0)), 50_000)
+    assert core.fleet.live("charge_percent").tolist() == [70.0, 55.0]
+    assert core.fleet.live("received_ms").tolist() == [40_000, 30_000]
+    birth, caps, snapshot, consent = arrival("silent", now_ms=50_001)
+    for event, reason in (
+        (birth, Reason.CAPS_UNKNOWN),
+        (caps, Reason.TELEMETRY_MISSING),
+        (consent, Reason.TELEMETRY_MISSING),
+    ):
+        core.handle(event, 50_001)  # type: ignore[arg-type]
+        assert core.reasons(50_001)[1] == reason
+    core.handle(snapshot, 50_001)  # type: ignore[arg-type]
+    assert core.reasons(50_001)[1] == Reason.ELIGIBLE
+    assert core.fleet.live("charge_percent").tolist() == [70.0, 80.0]
 
 
 def test_cancelling_ends_leases_and_a_job_past_its_deadline_fails() -> None:
