@@ -129,7 +129,7 @@ class CoordinatorDesk:
             return job_view(self._core, progress, wall_clock_ms())
         view = await self._brain.with_ledger(self._ledger.job_view, job)
         if view is None:
-            raise ResourceMissing("job_unknown", f"there is no job {job!r}")
+            raise ResourceMissing("job_unknown", f"there is no job {job!r}: `idlewheel jobs` lists them")
         return view
 
     async def jobs(self) -> list[JobView]:
@@ -146,7 +146,10 @@ class CoordinatorDesk:
         """Every version of a vehicle's policy, the newest first. Raises ResourceMissing when there is none."""
         versions = await self._brain.with_ledger(self._ledger.policy_history, vehicle)
         if not versions:
-            raise ResourceMissing("policy_missing", f"no consent for vehicle {vehicle!r} is on record")
+            raise ResourceMissing(
+                "policy_missing",
+                f"no consent for vehicle {vehicle!r} is on record: `idlewheel owner policy set` gives it",
+            )
         return versions
 
     async def set_policy(self, vehicle: str, draft: PolicyDraft, by: str) -> PolicyView:
@@ -186,7 +189,9 @@ class CoordinatorDesk:
         """One vehicle. Raises ResourceMissing."""
         view = vehicle_view(self._core, vehicle, wall_clock_ms())
         if view is None:
-            raise ResourceMissing("vehicle_unknown", f"no vehicle {vehicle!r} was ever seen by this coordinator")
+            raise ResourceMissing(
+                "vehicle_unknown", f"no vehicle {vehicle!r} was ever seen here: `idlewheel vehicles` lists them"
+            )
         return view
 
     async def rows(self, job: str, after: int) -> AsyncIterator[RowsFrame]:

@@ -4,7 +4,8 @@ import numpy as np
 
 from coordinator.core import Core
 from coordinator.progress import JobProgress
-from coordinator.rules.eligibility import EXPLANATIONS, Reason
+from coordinator.rules.eligibility import Reason
+from coordinator.rules.explanations import REMEDIES
 from coordinator.rules.scheduling import share_cap
 from coordinator.views import job_view, reasons_for
 from fleet_wire.api import FailedRowView, JobExplanation
@@ -60,12 +61,20 @@ def _advice(progress: JobProgress, cars: dict[str, int]) -> list[str]:
     said = []
     for name, count in sorted(cars.items(), key=lambda item: (-item[1], item[0])):
         if name == "busy":
-            said.append(f"{count} busy: they take more rows when they have worked off what they hold")
+            said.append(f"{_counted(count)} busy: they take more rows when they have worked off what they hold")
         elif name == "resting":
-            said.append(f"{count} resting: each refused or failed a moment ago")
+            said.append(f"{_counted(count)} resting: each refused or failed a moment ago, and is asked again soon")
         elif name != "ready":
             reason = Reason[name.upper()]
-            said.append(f"{count} {name}: {own.get(reason, EXPLANATIONS[reason].replace('it ', 'each ', 1))}")
+            said.append(f"{_counted(count)} {name}: {own.get(reason, REMEDIES[reason])}")
     if progress.suspects:
-        said.append(f"{len(progress.suspects)} rows failed on some cars and are tried on others, one by one")
+        suspects = f"{len(progress.suspects)} row{'s' if len(progress.suspects) > 1 else ''}"
+        said.append(
+            f"{suspects} failed on some cars: each is tried by itself on others, and given up when it has failed on "
+            f"{terms.max_attempts}"
+        )
     return said
+
+
+def _counted(cars: int) -> str:
+    return f"{cars} car{'s' if cars > 1 else ''}"

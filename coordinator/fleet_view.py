@@ -267,7 +267,8 @@ class FleetView:
         self.column["received_ms"][rows[silent]] = latest.received_ms[silent]
         signals = {name: values[silent] for name, values in latest.signals.items()}
         self._store_signals(rows[silent], signals, np.ones(int(silent.sum()), dtype=np.bool_))
-        return rows.tolist()
+        found: list[int] = rows.tolist()
+        return found
 
     def _store(self, rows: NDArray[np.int64], batch: TelemetryBatch, only: NDArray[np.bool_] | None) -> None:
         def chosen(values: NDArray[Any]) -> NDArray[Any]:

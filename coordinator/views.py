@@ -18,7 +18,7 @@ __all__ = ["job_view", "reasons_for", "vehicle_view", "vehicle_views"]
 
 def job_view(core: Core, progress: JobProgress, now_ms: int) -> JobView:
     """A running job."""
-    job = progress.job
+    job, limit_s = progress.job, progress.job.terms.deadline_s
     return JobView(
         id=job.id,
         name=job.name,
@@ -39,6 +39,7 @@ def job_view(core: Core, progress: JobProgress, now_ms: int) -> JobView:
         waiting_for=_waiting_for(core, progress, now_ms),
         estimate_s=_estimate_s(core, progress, now_ms),
         rows_failed=len(progress.failed),
+        deadline_in_s=None if limit_s is None else limit_s - (now_ms - job.created_ms) / 1000,
     )
 
 
@@ -109,12 +110,12 @@ def _waiting_for(core: Core, progress: JobProgress, now_ms: int) -> str | None:
         return None
     reasons = reasons_for(core, progress, now_ms)
     if len(reasons) == 0:
-        return "no vehicle is known yet"
+        return "no car is known yet"
     if np.any(reasons == Reason.ELIGIBLE):
-        return "all vehicles that may work for it are busy"
+        return "all cars that may work for it are busy"
     counts = np.bincount(reasons, minlength=len(Reason))
     shown = ", ".join(f"{counts[reason]} {reason.name.lower()}" for reason in Reason if counts[reason])
-    return f"no vehicle may work for it: {shown}"
+    return f"no car may work for it: {shown}"
 
 
 def _estimate_s(core: Core, progress: JobProgress, now_ms: int) -> float | None:

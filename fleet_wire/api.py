@@ -115,7 +115,7 @@ class JobView(Struct, frozen=True):
     `rows_duplicate` counts rows that came a second time and were not stored; `rows_released_again` counts rows that
     had to be leased again because the car that had them left, refused or fell silent; `rows_failed` counts rows that
     were given up because they failed on several cars. Energy is in milliwatt-hours above what the cars would have used
-    anyway; pay in integer micro-currency.
+    anyway; pay in integer micro-currency. `deadline_in_s` is the time to the deadline of one that runs.
     """
 
     id: str
@@ -137,6 +137,7 @@ class JobView(Struct, frozen=True):
     waiting_for: str | None = None
     estimate_s: float | None = None
     rows_failed: int = 0
+    deadline_in_s: float | None = None
 
 
 class FailedRowView(Struct, frozen=True):
@@ -168,13 +169,17 @@ class JobExplanation(Struct, frozen=True):
 
 
 class ReasonView(Struct, frozen=True):
-    """Why a vehicle gets no work: `code` for programs, `text` for people, and what was compared, if numbers were."""
+    """Why a vehicle gets no work: `code` for programs, `text` for people, and what was compared, if numbers were.
+
+    `remedy` says what would have to change, and who can do that.
+    """
 
     code: str
     text: str
     value: float | None = None
     limit: float | None = None
     unit: str = ""
+    remedy: str = ""
 
 
 class VehicleView(Struct, frozen=True):

@@ -32,7 +32,6 @@ _INTERRUPTED: Final = 130
 app = typer.Typer(
     name="idlewheel",
     cls=Program,
-    help="An inference cloud made of parked cars: run ONNX models on a fleet.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,6 +41,24 @@ app = typer.Typer(
 app.add_typer(owner_app, name="owner")
 app.add_typer(store_app, name="store")
 app.add_typer(tariff_app, name="tariff")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version  # noqa: PLC0415 - only needed here
+
+        typer.echo(f"idlewheel {version('idlewheel')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """An inference cloud made of parked cars: run ONNX models on a fleet."""
+
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that `submit` or `jobs` shows.")]
 Out = Annotated[
@@ -232,7 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, prog_name="idlewheel")
     except JobFailed as error:
-        _leave(_NOT_WELL, error)
+        _leave(_NOT_WELL, error, f"what is there of it: idlewheel result {error.job} -o OUT.npz --partial")
     except Unreachable as error:
         _leave(_UNREACHABLE, error)
     except IdlewheelError as error:
@@ -273,7 +290,9 @@ def _fetch(job: "Job", out: Path, *, as_json: bool, partial: bool = False) -> No
         view = _wait(job)
         save_rows(out, job.result(partial=partial))
     except KeyboardInterrupt:
-        typer.echo(f"\njob {job.id} goes on; fetch it with: idlewheel result {job.id} -o {out}", err=True)
+        typer.echo(
+            f"\njob {job.id} does not end by that; fetch it with:\n  idlewheel result {job.id} -o {out}", err=True
+        )
         raise typer.Exit(_INTERRUPTED) from None
     if as_json:
         _print(json_text(view))
@@ -295,8 +314,10 @@ def _print(text: str) -> None:
     typer.echo(text)
 
 
-def _leave(code: int, error: Exception) -> None:
+def _leave(code: int, error: Exception, hint: str = "") -> None:
     typer.echo(f"idlewheel: {' '.join(str(error).split())}", err=True)
+    if hint:
+        typer.echo(hint, err=True)
     sys.exit(code)
 
 

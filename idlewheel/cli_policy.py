@@ -2,6 +2,7 @@
 
 import getpass
 import re
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,7 +52,9 @@ def set_(
         list[str] | None, typer.Option(help='When, as in "Mon-Fri 22:00-06:00"; may be repeated; "always".')
     ] = None,
     timezone: Annotated[str | None, typer.Option(help="IANA name of the timezone of the hours.")] = None,
-    floor: Annotated[float | None, typer.Option(help="Charge in percent below which no work is done.")] = None,
+    floor: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Charge in percent below which no work is done.")
+    ] = None,
     departure_charge: Annotated[
         str | None, typer.Option(metavar="PERCENT|none", help="Charge promised for the next departure.")
     ] = None,
@@ -63,7 +66,7 @@ def set_(
         bool | None, typer.Option("--charging-only/--not-only-charging", help="Work only while charging.")
     ] = None,
     metered: Annotated[bool | None, typer.Option("--metered/--no-metered", help="Metered links may be used.")] = None,
-    least_mbps: Annotated[float | None, typer.Option(help="Least speed of the link in Mbit/s.")] = None,
+    least_mbps: Annotated[float | None, typer.Option(min=0, help="Least speed of the link in Mbit/s.")] = None,
     month_mb: Annotated[
         str | None, typer.Option(metavar="MB|none", help="Megabytes that the link may carry a month.")
     ] = None,
@@ -78,8 +81,10 @@ def set_(
     \b
     Example:
       idlewheel owner policy set car-0007 --owner ada --purpose general
-      idlewheel owner policy set car-0007 --hours "Mon-Fri 22:00-06:00" --timezone Europe/Oslo --floor 50
-      idlewheel owner policy set car-0007 car-0008 --price-ceiling 0.25 --charging-only --month-mb 500
+      idlewheel owner policy set car-0007 --hours "Mon-Fri 22:00-06:00"
+      idlewheel owner policy set car-0007 --timezone Europe/Oslo --floor 50
+      idlewheel owner policy set car-0007 car-0008 --price-ceiling 0.25
+      idlewheel owner policy set car-0007 --charging-only --month-mb 500
       idlewheel owner policy set car-0007 --price-ceiling none --hours always
       idlewheel owner policy set car-0007 --file policy.json
     """
@@ -93,7 +98,8 @@ def set_(
     }
     link: dict[str, Any] = {"metered_allowed": metered, "least_mbps": least_mbps}
     changes = {name: value for name, value in options.items() if value is not None}
-    changes |= _limit("departure_charge_percent", departure_charge) | _limit("power_cap_w", power_cap_w)
+    _check_purposes(purpose or [])
+    changes |= _limit("departure_charge_percent", departure_charge, most=100) | _limit("power_cap_w", power_cap_w)
     changes |= _limit("price_ceiling_micro_per_kwh", price_ceiling, micro)
     changes |= _hours(hours)
     link = {name: value for name, value in link.items() if value is not None} | _limit("month_bytes", month_mb, micro)
@@ -176,7 +182,17 @@ def _read(file: Path) -> dict[str, Any]:
     return draft
 
 
-def _limit(name: str, text: str | None, whole: "Callable[[float], int] | None" = None) -> dict[str, float | None]:
+def _check_purposes(purposes: list[str]) -> None:
+    for purpose in purposes:
+        if not re.fullmatch("[a-z0-9-]{1,32}", purpose):
+            raise BadInput(
+                f"a purpose is up to 32 lower-case letters, digits and -, as in general, and not {purpose!r}"
+            )
+
+
+def _limit(
+    name: str, text: str | None, whole: "Callable[[float], int] | None" = None, most: float = inf
+) -> dict[str, float | None]:
     """A limit that may be lifted by `none`."""
     if text is None:
         return {}
@@ -186,6 +202,8 @@ def _limit(name: str, text: str | None, whole: "Callable[[float], int] | None" =
         value = float(text)
     except ValueError:
         raise BadInput(f"{text!r} is neither a number nor none") from None
+    if not 0 <= value <= most:
+        raise BadInput(f"{text} is not an amount" + ("" if most == inf else f" from 0 to {most:g}"))
     return {name: value if whole is None else whole(value)}
 
 

@@ -28,7 +28,9 @@ def statement(
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Show what cars computed, what the energy cost and what was earned.
+    """Show what cars computed and earned.
+
+    Money is in the currency of the tariff, energy above what cars would have used anyway.
 
     \b
     Example:

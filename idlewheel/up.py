@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
 from idlewheel.agent_host import HostedCar
 from idlewheel.brokers import BrokerChoice, BrokerFailed, is_answering
 from idlewheel.cli_arguments import made_folder, parse_address
+from idlewheel.client import DEFAULT_URL
 from idlewheel.local_fleet import LocalFleet, run_agents, run_local_fleet
 from idlewheel.processes import Child, ChildFailed
 from simulator.car import Replay
@@ -124,7 +126,7 @@ async def _run(directory: Path, vehicles: int, choice: _Fleet) -> None:
         children = [local.coordinator]
         if vehicles:
             children.append(await stack.enter_async_context(run_agents(local, "cars", _parked_cars(vehicles))))
-        _announce(local, vehicles)
+        _announce(local, vehicles, choice.store)
         await _watch(local, children)
 
 
@@ -134,14 +136,24 @@ def _parked_cars(vehicles: int) -> list[HostedCar]:
     return [HostedCar(f"car-{number:02}", parked(now_ms), replay) for number in range(1, vehicles + 1)]
 
 
-def _announce(local: LocalFleet, vehicles: int) -> None:
+def _announce(local: LocalFleet, vehicles: int, store: str) -> None:
     typer.echo(f"coordinator  {local.url}")
     typer.echo(f"broker       mqtt://{local.broker.host}:{local.broker.port} ({local.broker.kind})")
     typer.echo(f"vehicles     {vehicles} simulated")
+    typer.echo(f"telemetry    {_without_secrets(store) or 'a DuckDB file'}")
     typer.echo(f"files        {local.directory}")
-    typer.echo(f"Submit with: IDLEWHEEL_URL={local.url} idlewheel submit MODEL.onnx ROWS.npz -o OUT.npz")
+    typer.echo("Submit with:")
+    if local.url != DEFAULT_URL:
+        typer.echo(f"  export IDLEWHEEL_URL={local.url}")
+    typer.echo("  idlewheel submit MODEL.onnx ROWS.npz -o OUT.npz")
     typer.echo("Ctrl-C ends it.")
     sys.stdout.flush()
+
+
+def _without_secrets(store: str) -> str:
+    """The store's URL without password and token."""
+    parts = urlsplit(store)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 async def _watch(local: LocalFleet, children: list[Child]) -> None:

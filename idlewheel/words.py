@@ -10,6 +10,7 @@ from idlewheel.money_text import MICRO
 __all__ = [
     "counted",
     "health_lines",
+    "job_note",
     "missing_rows",
     "policy_lines",
     "why_job",
@@ -22,12 +23,9 @@ def why_vehicle(view: VehicleView) -> str:
     """Why this car works or does not."""
     if view.reasons:
         first, *others = view.reasons
-        lines = [f"{view.id} gets no work: {first.text} ({first.code})"]
-        lines += [f"  also in the way: {other.text} ({other.code})" for other in others]
+        lines = [f"{view.id} gets no work: {first.text} ({first.code})", f"  what helps: {first.remedy}"]
+        lines += [f"also in the way: {other.text} ({other.code})" for other in others]
         return "\n".join(lines)
-    if view.reason is not None:
-        code, _, explanation = view.reason.partition(": ")
-        return f"{view.id} gets no work: {explanation} ({code})" if explanation else f"{view.id} gets no work: {code}"
     if view.leases:
         return f"{view.id} works: it holds {counted(view.leases, 'chunk')} of rows"
     return f"{view.id} may work, and has nothing to do: no job has rows for it at this moment"
@@ -48,6 +46,26 @@ def why_job(view: JobView) -> str:
             return f"job {view.id} runs: {done} are done and {view.rows_leased} are with cars{waiting}"
 
 
+def job_note(view: JobView) -> str:
+    """What is to be known of a job besides its figures: its error, that it will be late, or why rows wait."""
+    notes = [view.error or "", _lateness(view), view.waiting_for or ""]
+    return "; ".join(note for note in notes if note)
+
+
+def _lateness(view: JobView) -> str:
+    if view.deadline_in_s is None or view.estimate_s is None or view.estimate_s <= view.deadline_in_s:
+        return ""
+    return f"will miss its deadline by {_duration(view.estimate_s - view.deadline_in_s)}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(0.0, seconds):.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h"
+
+
 def why_running_job(explanation: JobExplanation) -> str:
     """Where a running job stands, on a few lines: why rows wait, its share, copies and failures."""
     view = explanation.job
@@ -59,15 +77,26 @@ def why_running_job(explanation: JobExplanation) -> str:
     if explanation.rows_waiting and ready:
         lines.append(f"{counted(ready, 'car')} can take rows now")
     if explanation.rows_waiting:
-        lines += [f"cars: {line}" for line in explanation.advice] or ["no car is known yet"]
-    if explanation.share is not None:
-        jobs = counted(explanation.jobs_waiting, "job")
-        lines.append(f"its share of the fleet is {explanation.share:.0%}, of {jobs} with rows that wait")
+        lines += explanation.advice
+        if not explanation.cars:
+            lines.append("no car is known yet: `idlewheel agent` is one, `idlewheel up --vehicles 4` simulates some")
+    usable = any(explanation.cars.get(name) for name in ("ready", "busy", "resting"))
+    if usable and explanation.share is not None and explanation.jobs_waiting > 1:
+        lines.append(
+            f"its share of the fleet is {explanation.share:.0%}, beside {explanation.jobs_waiting - 1} more with rows "
+            "that wait: a higher priority gets more"
+        )
     if view.estimate_s is not None:
-        lines.append(f"it should end in about {view.estimate_s:.0f} s")
-    lines.append(
-        f"{counted(explanation.rows_copied, 'late row')} went to a second car, {explanation.copies_left} more may"
-    )
+        alone = " with all those cars for itself" if explanation.jobs_waiting > 1 else ""
+        lines.append(f"it should end in about {_duration(view.estimate_s)}{alone}")
+    if view.deadline_in_s is not None:
+        late = _lateness(view)
+        missed = f": it {late}" if late else ""
+        lines.append(f"its deadline is in {_duration(view.deadline_in_s)}, and then it ends as failed{missed}")
+    if explanation.rows_copied:
+        lines.append(
+            f"{counted(explanation.rows_copied, 'late row')} went to a second car, {explanation.copies_left} more may"
+        )
     lines += [f"row {row.row} was given up after {row.attempts} attempts: {row.error}" for row in explanation.failed]
     if view.rows_failed > len(explanation.failed):
         lines.append(f"and {view.rows_failed - len(explanation.failed)} more rows were given up")
@@ -107,7 +136,7 @@ def policy_lines(view: PolicyView) -> str:
     lines.append(f"  at all hours (timezone {policy.timezone})" if not hours else f"  on {hours} ({policy.timezone})")
     lines.append(f"  from {policy.charge_floor_percent:g} % of charge")
     limits = (
-        (policy.departure_charge_percent, "has {:g} % of charge at the next departure", 1),
+        (policy.departure_charge_percent, "with {:g} % of charge at the next departure", 1),
         (policy.price_ceiling_micro_per_kwh, "where a kWh costs {:g} at most", MICRO),
         (policy.least_pay_micro_per_h or None, "for {:g} an hour of computing at least", MICRO),
         (policy.power_cap_w, "drawing {:g} W at most", 1),

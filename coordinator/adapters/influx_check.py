@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from coordinator.adapters.influx_server import InfluxAddress, InfluxError, InfluxServer
+from coordinator.adapters.influx_server import InfluxAddress, InfluxError, InfluxServer, ServerGone
 
 __all__ = ["Finding", "examine"]
 
@@ -22,12 +22,16 @@ def examine(address: InfluxAddress, timeout_s: float = 5.0) -> list[Finding]:
     findings: list[Finding] = []
     try:
         version = server.version()
-        findings.append(Finding("server", ok=True, text=f"InfluxDB {version} answers at {address.url}"))
+        shown = "InfluxDB, which does not tell its version," if version == "unknown" else f"InfluxDB {version}"
+        findings.append(Finding("server", ok=True, text=f"{shown} answers at {address.url}"))
         databases = server.databases()
         findings.append(Finding("access", ok=True, text="it lets us ask in InfluxQL"))
         findings.append(_database(address, databases, version))
         findings.append(_write(has_v2_write=server.has_v2_write()))
         findings.append(_retention(version))
+    except ServerGone as error:
+        hint = "is InfluxDB up there, and are scheme, host and port of the URL right?"
+        findings.append(Finding("access" if findings else "server", ok=False, text=f"{error}: {hint}"))
     except InfluxError as error:
         findings.append(Finding("access" if findings else "server", ok=False, text=str(error)))
     finally:

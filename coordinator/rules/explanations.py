@@ -12,8 +12,47 @@ from coordinator.rules.eligibility import EXPLANATIONS, Circumstances, Eligibili
 from fleet_wire.api import ReasonView
 from fleet_wire.policy import QUARTER_MINUTES
 
-__all__ = ["explained"]
+__all__ = ["REMEDIES", "explained"]
 
+# What would have to change, and who can do that; of a pair with a job, `coordinator.explain` knows more.
+REMEDIES: Final = {
+    Reason.OFFLINE: "start its agent, and see that it reaches the broker",
+    Reason.CAPS_UNKNOWN: "its agent tells that when it connects: look at the agent's log if this lasts",
+    Reason.TELEMETRY_MISSING: "its agent is asked for it: look at the agent's log if this lasts",
+    Reason.TELEMETRY_STALE: "look at its link and at its agent's log",
+    Reason.CLOCK_WRONG: "set its clock, best by NTP",
+    Reason.CONSENT_MISSING: "its owner agrees with `idlewheel owner policy set`; a car that does not take a version on "
+    "record says why in its agent's log",
+    Reason.CONSENT_REVOKED: "only its owner may agree again, with `idlewheel owner policy set CAR --purpose general`",
+    Reason.OWNER_OPTED_OUT: "its owner switches it on, in the car",
+    Reason.NOT_PARKED: "nothing to do: it gets work again when it is parked",
+    Reason.NOT_PLUGGED_IN: "plug it in",
+    Reason.UPDATE_PENDING: "nothing to do: it gets work again after the update",
+    Reason.CAMP_MODE: "nothing to do: it gets work again when camp mode ends",
+    Reason.SENTRY_MODE: "nothing to do: it gets work again when sentry mode ends",
+    Reason.OUTSIDE_HOURS: "wait for the owner's hours, or the owner sets others (--hours)",
+    Reason.CHARGE_TOO_LOW: "let it charge, or its owner sets a lower floor (--floor)",
+    Reason.DEPARTURE_GUARD: "let it charge, or its owner promises less for the departure (--departure-charge)",
+    Reason.BATTERY_TOO_HOT: "nothing to do: it gets work again when it has cooled down",
+    Reason.COMPUTE_TOO_HOT: "nothing to do: it gets work again when it has cooled down",
+    Reason.CABIN_TOO_HOT: "nothing to do: it gets work again when it has cooled down",
+    Reason.LINK_METERED: "give it another link, or its owner allows metered ones (--metered)",
+    Reason.LINK_WEAK: "give it a better link, or its owner asks for less (--least-mbps)",
+    Reason.LINK_BUDGET_SPENT: "wait for the next month, or its owner allows more (--month-mb)",
+    Reason.PRICE_TOO_HIGH: "wait for a cheaper hour, or its owner allows more (--price-ceiling); of a price that is "
+    "not known, `idlewheel tariff check FILE` says until when it was",
+    Reason.NOT_CHARGING: "let it charge, or its owner lets it work besides (--not-only-charging)",
+    Reason.LEAVES_SOON: "nothing to do: it gets work again when it is expected to stay",
+    Reason.PAY_TOO_LOW: "pay more (IDLEWHEEL_COORDINATOR_COMPUTE_MICRO_PER_H), or its owner asks less (--least-pay)",
+    Reason.POWER_OVER_CAP: "limit what its computer draws, or its owner allows more (--power-cap-w)",
+    Reason.QUARANTINED: "nothing to do: it gets work again by itself; its agent's log says what failed",
+    Reason.DRAINING: "nothing to do: it gets work again after it has connected anew",
+    Reason.CAR_REFUSES: "the car knows its own state best: see the reason that it names",
+    Reason.PURPOSE_NOT_AGREED: "its owner agrees to the purpose (--purpose)",
+    Reason.JOB_PRICE_CEILING: "wait for a cheaper hour, or give the job a higher ceiling",
+    Reason.JOB_SHARE_REACHED: "add other cars, or give the job a greater vehicle share",
+    Reason.FAILED_HERE: "nothing to do: the rows are tried on other cars",
+}
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MICRO: Final = 1_000_000
 _SOON_MS: Final = 600_000
@@ -61,14 +100,16 @@ def explained(
     car, code = _Car(fleet, row, limits, given), reason.name.lower()
     compared = _COMPARISONS[reason](car) if reason in _COMPARISONS else None
     if compared is None:
-        return ReasonView(code, _words(car, reason))
+        return ReasonView(code, _words(car, reason), remedy=REMEDIES[reason])
     value, limit, unit = compared.value, compared.limit, compared.unit
     shown = "not known" if np.isnan(value) else f"{_number(value)} {unit}"
     text = f"{compared.name} is {shown}, {compared.relation} {_number(limit)} {unit}"
-    return ReasonView(code, text, None if np.isnan(value) else value, limit, unit)
+    return ReasonView(code, text, None if np.isnan(value) else value, limit, unit, REMEDIES[reason])
 
 
-def _stale(car: _Car) -> _Comparison:
+def _stale(car: _Car) -> _Comparison | None:
+    if not car.now("received_ms"):
+        return None
     age_s = (car.given.now_ms - car.now("received_ms")) / 1000
     return _Comparison("the age of its last telemetry", age_s, "above the allowed", car.limits.stale_ms / 1000, "s")
 
@@ -88,9 +129,13 @@ def _charge(car: _Car) -> _Comparison:
 
 def _guard(car: _Car) -> _Comparison:
     name = "the charge that it would have at its departure, if it worked,"
-    expected, promised = car.threshold("expected_percent"), car.threshold("promised_percent")
-    margin = "" if car.works else " (and a margin to begin with), that is"
-    return _Comparison(name, expected, f"not surely what was promised{margin}", promised, "%")
+    expected, limit = car.threshold("expected_percent"), car.threshold("promised_percent")
+    own = car.now("departure_charge_percent")
+    promised = car.now("promised_charge_percent") if np.isnan(own) else own
+    relation = "below the promised"
+    if not car.works:
+        relation = f"and with a promise of {_number(promised)} % work begins only at"
+    return _Comparison(name, expected, relation, limit, "%")
 
 
 def _hot(signal: str, threshold: str, name: str) -> Callable[[_Car], _Comparison]:
@@ -102,7 +147,9 @@ def _hot(signal: str, threshold: str, name: str) -> Callable[[_Car], _Comparison
 
 
 def _weak(car: _Car) -> _Comparison:
-    relation = "below the owner's least of" if car.works else "and work begins only at"
+    relation = "below the owner's least of"
+    if not car.works:
+        relation = f"and with an owner's least of {_number(car.now('least_mbps'))} Mbit/s work begins only at"
     return _Comparison(
         "the rate of its link", car.now("link_rate_mbps"), relation, car.threshold("link_mbps"), "Mbit/s"
     )
@@ -110,7 +157,7 @@ def _weak(car: _Car) -> _Comparison:
 
 def _budget(car: _Car) -> _Comparison:
     spent, budget = car.now("link_month_bytes") / _MICRO, car.now("link_budget_bytes") / _MICRO
-    return _Comparison("what its link carried in this month", spent, "of an allowed", budget, "MB")
+    return _Comparison("what its link carried in this month", spent, "and its owner allows", budget, "MB")
 
 
 def _price(car: _Car) -> _Comparison | None:
@@ -165,9 +212,18 @@ def _hours(car: _Car) -> str:
     quarter, name = int(car.given.local_quarters[zone]), car.fleet.timezones[zone]
     if quarter < 0:
         return f"the time in {name} is not known, so that it counts as outside the owner's hours"
+    allowed = np.flatnonzero(np.unpackbits(car.fleet.quarters[car.row]))
+    if not len(allowed):
+        return f"it is outside the owner's hours: there are none in {name}"
+    after = allowed[allowed > quarter]
+    begin = int((after if len(after) else allowed)[0])
+    return f"it is outside the owner's hours: in {name} it is {_begin_of(quarter)}, and they begin {_begin_of(begin)}"
+
+
+def _begin_of(quarter: int) -> str:
+    """Day and time at which a quarter of the week begins."""
     minute = quarter * QUARTER_MINUTES
-    clock = f"{_DAYS[minute // 1440]} {minute // 60 % 24:02}:{minute % 60:02}"
-    return f"it is outside the owner's hours: in {name} the quarter from {clock} goes on"
+    return f"{_DAYS[minute // 1440]} {minute // 60 % 24:02}:{minute % 60:02}"
 
 
 def _leaving(car: _Car) -> str:
@@ -180,6 +236,7 @@ def _leaving(car: _Car) -> str:
 
 
 _WORDS: Final[dict[Reason, Callable[[_Car], str]]] = {
+    Reason.TELEMETRY_STALE: lambda _: "no telemetry of it has come since it is known",
     Reason.CONSENT_MISSING: _unheld,
     Reason.CONSENT_REVOKED: lambda car: f"its owner revoked the consent with version {car.now('policy_version'):.0f}",
     Reason.OUTSIDE_HOURS: _hours,
@@ -187,7 +244,7 @@ _WORDS: Final[dict[Reason, Callable[[_Car], str]]] = {
     Reason.QUARANTINED: lambda car: (
         f"it failed too often and rests for another {(car.now('quarantined_until_ms') - car.given.now_ms) / 1000:.0f} s"
     ),
-    Reason.CAR_REFUSES: lambda car: f"its own policy refuses ({car.fleet.refusal[car.row]})",
+    Reason.CAR_REFUSES: lambda car: f"the car itself refuses and names {car.fleet.refusal[car.row]}",
 }
 # Flags that count against a car also when it never told them.
 _FLAGS: Final = {

@@ -31,5 +31,7 @@ def failure_text(failed: Sequence[FailedRow]) -> str | None:
     rows = sorted(failed, key=lambda row: row.row)
     named = ", ".join(str(row.row) for row in rows[:_ROWS_NAMED])
     more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
-    error = rows[0].error[:_ERROR_CHARACTERS]
+    error = rows[0].error
+    if len(error) > _ERROR_CHARACTERS:
+        error = f"{error[:_ERROR_CHARACTERS]}…"
     return f"row{'s' if len(rows) > 1 else ''} {named}{more} failed on {rows[0].attempts} attempts: {error}"

@@ -85,7 +85,7 @@ async def expect_answers(up: Up, store: str, tmp_path: Path) -> None:
         job = (await said(up, *submit, "--no-wait", *options)).strip()
         answer = await said(up, "why", "--job", job)
         assert answer.splitlines()[0] == f"job {job} runs: 0 of 300 rows are done, 0 are with cars, 300 wait"
-        assert f"cars: 4 {reason}\n" in answer
+        assert f"4 cars {reason}\n" in answer
         assert "should end" not in answer
         assert "cancelled" in await said(up, "cancel", job)
 

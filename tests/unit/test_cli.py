@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,9 @@ def test_the_address_comes_from_the_environment(
         (["submit", "MODEL", "ROWS", "--no-wait", "--max-attempts", "0"], "`max_attempts` is 1 to 100"),
         (["owner", "policy", "set", "car-1", "--price-ceiling", "inf"], "inf is not an amount"),
         (["owner", "policy", "set", "car-1", "--least-pay", "nan"], "nan is not an amount"),
+        (["owner", "policy", "set", "car-1", "--purpose", "A B"], "up to 32 lower-case letters"),
+        (["owner", "policy", "set", "car-1", "--departure-charge", "101"], "101 is not an amount from 0 to 100"),
+        (["owner", "policy", "set", "car-1", "--month-mb", "-1"], "-1 is not an amount"),
         (["why"], "name one car"),
         (["why", "car-1", "--job", "job-1"], "name one car"),
         (["jobs", "--url", "nonsense"], "no address"),
@@ -104,6 +108,11 @@ def test_bad_input_ends_with_2_and_one_line(
     assert (said.out, said.err.count("\n")) == ("", 1)
     assert said.err.startswith("idlewheel: ")
     assert words in said.err
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"idlewheel {version('idlewheel')}\n"
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,78 @@ def test_rules_of_the_coordinator_alone(columns: dict[str, Any], working: bool, 
     assert reason_of(fleet) is reason
 
 
+# Reasons found by comparing a number, and whether the threshold of a car that works is another one.
+THRESHOLDS = {
+    Reason.TELEMETRY_STALE: False,
+    Reason.CLOCK_WRONG: True,
+    Reason.OUTSIDE_HOURS: False,
+    Reason.CHARGE_TOO_LOW: True,
+    Reason.DEPARTURE_GUARD: True,
+    Reason.BATTERY_TOO_HOT: True,
+    Reason.COMPUTE_TOO_HOT: True,
+    Reason.CABIN_TOO_HOT: True,
+    Reason.LINK_WEAK: True,
+    Reason.LINK_BUDGET_SPENT: False,
+    Reason.PRICE_TOO_HIGH: False,
+    Reason.LEAVES_SOON: True,
+    Reason.PAY_TOO_LOW: False,
+    Reason.POWER_OVER_CAP: False,
+    Reason.QUARANTINED: False,
+}
+# Reasons found by a fact; a car of which nothing else is said has the other one and may work.
+FACTS = {
+    Reason.OFFLINE,
+    Reason.CAPS_UNKNOWN,
+    Reason.TELEMETRY_MISSING,
+    Reason.CONSENT_MISSING,
+    Reason.CONSENT_REVOKED,
+    Reason.OWNER_OPTED_OUT,
+    Reason.NOT_PARKED,
+    Reason.NOT_PLUGGED_IN,
+    Reason.UPDATE_PENDING,
+    Reason.CAMP_MODE,
+    Reason.SENTRY_MODE,
+    Reason.LINK_METERED,
+    Reason.NOT_CHARGING,
+    Reason.DRAINING,
+}
+# Both sides of these are in tests of their own below.
+OF_A_JOB = {Reason.PURPOSE_NOT_AGREED, Reason.JOB_PRICE_CEILING, Reason.JOB_SHARE_REACHED, Reason.FAILED_HERE}
+
+
+def test_every_reason_is_tried_on_both_sides_of_its_threshold() -> None:
+    sides: dict[tuple[str, bool], set[Reason]] = {}
+    for reason, working, given_facts in every_case():
+        sides.setdefault((json.dumps(without_numbers(given_facts)), working), set()).add(reason)
+    tried = {(reason, working) for (_, working), found in sides.items() if Reason.ELIGIBLE in found for reason in found}
+    met = {reason for found in sides.values() for reason in found}
+    assert met >= FACTS
+    for reason, differs in THRESHOLDS.items():
+        works = {working for tried_reason, working in tried if tried_reason is reason}
+        assert works, f"no two cases differ in numbers alone, one with {reason.name} and one without"
+        assert not differs or works == {False, True}, f"{reason.name} for cars that work and others"
+    assert {*THRESHOLDS, *FACTS, *OF_A_JOB, Reason.ELIGIBLE, Reason.CAR_REFUSES} == set(Reason)
+
+
+def every_case() -> Iterator[tuple[Reason, bool, dict[str, Any]]]:
+    """Reason, whether the car works, and what is said of it, from the shared table and the coordinator's own."""
+    for case in SHARED["cases"]:
+        reason = Reason.ELIGIBLE if case["reason"] is None else Reason[case["reason"].upper()]
+        told = {name: value for name, value in case.items() if name not in {"name", "reason", "working"}}
+        yield reason, case.get("working", False), told
+    for _, columns, working, reason in rules_besides():
+        yield reason, working, columns
+
+
+def without_numbers(value: Any) -> Any:
+    """The same with every number, flags excepted, taken for any other."""
+    if isinstance(value, dict):
+        return {name: without_numbers(each) for name, each in sorted(value.items())}
+    if isinstance(value, list):
+        return [without_numbers(each) for each in value]
+    return "a number" if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 @pytest.mark.parametrize(
     ("chance", "working", "reason"),
     [

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from coordinator.rules.eligibility import EligibilityLimits, Reason, reasons_of
-from coordinator.rules.explanations import explained
+from coordinator.rules.explanations import REMEDIES, explained
 from fleet_wire.api import ReasonView
 from tests.unit.test_eligibility import NOW_MS, SHARED, fleet_of, given_of, rules_besides
 
@@ -68,16 +69,54 @@ def test_every_shared_reason_is_explained_and_its_numbers_are_on_the_wrong_side(
                 "a kWh",
             ),
         ),
+        (
+            {"policy": {"departure_charge_percent": 90.0}, "working": True},
+            ReasonView(
+                "departure_guard",
+                "the charge that it would have at its departure, if it worked, is 80 %, below the promised 90 %",
+                80.0,
+                90.0,
+                "%",
+            ),
+        ),
+        (
+            {"policy": {"departure_charge_percent": 80.0}},
+            ReasonView(
+                "departure_guard",
+                "the charge that it would have at its departure, if it worked, is 80 %, "
+                "and with a promise of 80 % work begins only at 81 %",
+                80.0,
+                81.0,
+                "%",
+            ),
+        ),
+        (
+            {"policy": {"link": {"least_mbps": 50.0}}},
+            ReasonView(
+                "link_weak",
+                "the rate of its link is 50 Mbit/s, "
+                "and with an owner's least of 50 Mbit/s work begins only at 62.5 Mbit/s",
+                50.0,
+                62.5,
+                "Mbit/s",
+            ),
+        ),
         ({"signals": {"camp_mode": True}}, ReasonView("camp_mode", "somebody camps in it")),
         ({"signals": {"moving": None}}, ReasonView("not_parked", "it has not said whether it is moving")),
         (
             {"policy": {"hours": [{"days": [0], "start_minute": 0, "stop_minute": 15}]}},
-            ReasonView("outside_hours", "it is outside the owner's hours: in UTC the quarter from Mon 12:00 goes on"),
+            ReasonView(
+                "outside_hours", "it is outside the owner's hours: in UTC it is Mon 12:00, and they begin Mon 00:00"
+            ),
         ),
     ],
 )
 def test_what_a_person_reads(case: dict[str, Any], view: ReasonView) -> None:
-    assert explanations_of(case) == [view]
+    assert explanations_of(case) == [replace(view, remedy=REMEDIES[Reason[view.code.upper()]])]
+
+
+def test_every_reason_has_a_remedy() -> None:
+    assert set(REMEDIES) == set(Reason) - {Reason.ELIGIBLE}
 
 
 def test_what_else_stands_in_the_way_follows_in_order() -> None:
@@ -100,6 +139,11 @@ def test_a_version_that_only_the_car_knows_of_is_named_with_the_way_out(stands: 
         f"it holds version 5 of its owner's policy, and {record} is on record: the ledger lost what came later, "
         "so let the owner set the policy again (idlewheel owner policy set)"
     )
+
+
+def test_a_car_that_never_told_anything_has_no_age_of_its_telemetry() -> None:
+    (view,) = [view for view in explanations_of({}, received_ms=0) if view.code == "telemetry_stale"]
+    assert (view.text, view.value) == ("no telemetry of it has come since it is known", None)
 
 
 def test_the_coordinators_own_reasons_are_explained_too() -> None:

@@ -202,7 +202,7 @@ def test_no_car_sees_more_than_its_share_of_a_job() -> None:
     explanation = explain_job(core, core.jobs["j1"], 20)
     assert (explanation.rows_waiting, explanation.cars) == (4, {"job_share_reached": 2})
     assert explanation.advice == [
-        "2 job_share_reached: each has had its 3 rows: other cars are needed, or a greater vehicle share"
+        "2 cars job_share_reached: each has had its 3 rows: other cars are needed, or a greater vehicle share"
     ]
     assert (share_cap(10, 1.0), share_cap(3, 0.1)) == (10, 1)
 
@@ -220,11 +220,11 @@ def test_a_job_that_no_car_may_do_says_so_and_has_no_end_in_sight() -> None:
     core = core_with(*fleet(2), JobSubmitted(job(price_ceiling_micro_per_kwh=200_000)), row_ms=1.0)
     core.fleet.live("energy_micro_per_kwh")[:] = 100_000
     view = explain_job(core, core.jobs["j1"], 0).job
-    assert view.waiting_for == "all vehicles that may work for it are busy"
+    assert view.waiting_for == "all cars that may work for it are busy"
     assert view.estimate_s is not None
     core.fleet.live("energy_micro_per_kwh")[:] = 300_000
     view = explain_job(core, core.jobs["j1"], 0).job
-    assert (view.waiting_for, view.estimate_s) == ("no vehicle may work for it: 2 job_price_ceiling", None)
+    assert (view.waiting_for, view.estimate_s) == ("no car may work for it: 2 job_price_ceiling", None)
 
 
 # Late leases --------------------------------------------------------------------------------------------------------
