@@ -22,8 +22,9 @@ def examine(address: InfluxAddress, timeout_s: float = 5.0) -> list[Finding]:
     findings: list[Finding] = []
     try:
         version = server.version()
-        shown = "InfluxDB, which does not tell its version," if version == "unknown" else f"InfluxDB {version}"
-        findings.append(Finding("server", ok=True, text=f"{shown} answers at {address.url}"))
+        # Built from source, 1.8 says "unknown".
+        known = "a server" if not version else "InfluxDB" if version == "unknown" else f"InfluxDB {version}"
+        findings.append(Finding("server", ok=True, text=f"{known} answers at {address.url}"))
         databases = server.databases()
         findings.append(Finding("access", ok=True, text="it lets us ask in InfluxQL"))
         findings.append(_database(address, databases, version))
@@ -33,7 +34,8 @@ def examine(address: InfluxAddress, timeout_s: float = 5.0) -> list[Finding]:
         hint = "is InfluxDB up there, and are scheme, host and port of the URL right?"
         findings.append(Finding("access" if findings else "server", ok=False, text=f"{error}: {hint}"))
     except InfluxError as error:
-        findings.append(Finding("access" if findings else "server", ok=False, text=str(error)))
+        hint = "" if version else "; and it does not say that it is InfluxDB: are host and port of the URL right?"
+        findings.append(Finding("access", ok=False, text=f"{error}{hint}"))
     finally:
         server.close()
     return findings

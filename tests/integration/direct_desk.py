@@ -28,6 +28,7 @@ from fleet_wire.api import (
     JobRequest,
     JobView,
     ModelView,
+    ReasonView,
     ReceiptView,
     RowsFrame,
     StatementLine,
@@ -187,7 +188,10 @@ class DirectDesk:
         if vehicle not in reasons:
             raise ResourceMissing("vehicle_unknown", f"there is no vehicle {vehicle!r}: see `idlewheel vehicles`")
         reason = reasons[vehicle]
-        return VehicleView(vehicle, True, reason is None, reason, reason is None, False, 80.0, 2, 10.5, 7, 1, 2, 3)
+        why = [] if reason is None else [ReasonView("not_plugged_in", "it is not plugged in", remedy="plug it in")]
+        return VehicleView(
+            vehicle, True, reason is None, reason, reason is None, False, 80.0, 2, 10.5, 7, 1, 2, 3, reasons=why
+        )
 
     async def rows(self, job: str, after: int) -> AsyncIterator[RowsFrame]:
         found = self._find(job)
@@ -230,7 +234,7 @@ class DirectDesk:
         if view.state != "running":
             raise Rejected("not_running", f"job {job} is {view.state}, so it waits for nothing")
         waiting = view.rows - view.rows_done
-        cars, advice = {"busy": 1}, ["1 busy: they take more rows when they have worked off what they hold"]
+        cars, advice = {"busy": 1}, ["1 car busy: they take more rows when they have worked off what they hold"]
         return JobExplanation(view, waiting, cars, advice, 1, 1.0, 0, 1, await self.failures(job))
 
     async def input_rows(self, job: str, start: int, stop: int) -> bytes:

@@ -170,7 +170,7 @@ def test_the_command_line_writes_what_is_there_when_told_to(
     with Client(held.url) as client:
         job = client.submit(double_model(), ROWS, chunk_rows=5)
     assert run("why", "--job", job.id, "--url", held.url) == 0
-    assert "its share of the fleet is 100%, of 1 job with rows that wait" in capsys.readouterr().out
+    assert "1 car busy: they take more rows" in capsys.readouterr().out
     held.show(job.id, 1)
     held.fail(job.id, "row 3 failed on 2 attempts: no")
     out = tmp_path / "out.npz"
@@ -297,7 +297,9 @@ def test_the_commands_by_hand(
     assert run("vehicles") == 0
     assert "not_plugged_in: it is not plugged in" in capfd.readouterr().out
     assert run("why", "car-2") == 0
-    assert capfd.readouterr().out == "car-2 gets no work: it is not plugged in (not_plugged_in)\n"
+    assert capfd.readouterr().out == (
+        "car-2 gets no work: it is not plugged in (not_plugged_in)\n  what helps: plug it in\n"
+    )
     assert run("why", "--job", job) == 0
     assert capfd.readouterr().out.startswith(f"job {job} runs: 0 of 20 rows are done, 0 are with cars, 20 wait\n")
     assert run("status") == 0
