@@ -282,16 +282,11 @@ def test_what_the_store_remembers_is_shown_and_lets_no_car_work() -> None:
     core.handle(VehiclesRemembered(telemetry(["spoke", "silent"], now_ms=30_000, charge_percent=55.0)), 50_000)
     assert core.fleet.live("charge_percent").tolist() == [70.0, 55.0]
     assert core.fleet.live("received_ms").tolist() == [40_000, 30_000]
-    birth, caps, snapshot, consent = arrival("silent", now_ms=50_001)
-    for event, reason in (
-        (birth, Reason.CAPS_UNKNOWN),
-        (caps, Reason.TELEMETRY_MISSING),
-        (consent, Reason.TELEMETRY_MISSING),
-    ):
+    reasons = []
+    for event in arrival("silent", now_ms=50_001):
         core.handle(event, 50_001)  # type: ignore[arg-type]
-        assert core.reasons(50_001)[1] == reason
-    core.handle(snapshot, 50_001)  # type: ignore[arg-type]
-    assert core.reasons(50_001)[1] == Reason.ELIGIBLE
+        reasons.append(core.reasons(50_001)[1])
+    assert reasons == [Reason.OFFLINE, Reason.CAPS_UNKNOWN, Reason.TELEMETRY_MISSING, Reason.ELIGIBLE]
     assert core.fleet.live("charge_percent").tolist() == [70.0, 80.0]
 
 
