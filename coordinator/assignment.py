@@ -178,7 +178,10 @@ class Assignment:
         if capped(progress):
             may_see = share_cap(job.rows, job.terms.vehicle_share) - progress.seen.get(vehicle, 0)
         free, cars = max(1, progress.rows_free), turn.queue.cars
-        spend_ms = min(spend_ms, backlog_ms(row_ms=row_ms, rows_free=free, cars=cars, limits=sizing) - begun_ms)
+        spend_ms = min(
+            spend_ms,
+            backlog_ms(row_ms=row_ms, rows_free=free, cars=cars, limits=sizing) - self._held_ms(row, progress),
+        )
         taken: list[Range] = []
         expected_ms = row_ms
         while progress.free and room > 0 and held_ms - begun_ms < spend_ms:
@@ -219,6 +222,14 @@ class Assignment:
         turn.given = True
         turn.misses = 0
         return held_ms - begun_ms
+
+    def _held_ms(self, row: int, progress: JobProgress) -> float:
+        """Work that a car holds of one job: what it holds of others may not keep the last rows of this one from it."""
+        held = self._tools.fleet.held.get(row, {})
+        if held.keys() <= {progress.job.id}:
+            return float(self._tools.fleet.column["backlog_ms"][row])
+        own = (progress.leases[chunk] for chunk in held.get(progress.job.id, ()))
+        return sum(lease.rows * lease.row_ms for lease in own)
 
     def grant(
         self,

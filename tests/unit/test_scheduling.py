@@ -66,7 +66,8 @@ def work_until(core: Core, end_ms: int, begin_ms: int = 0, row_ms: float = MEASU
     rows: Counter[str] = Counter()
     busy: dict[str, list[tuple[float, LeaseRecord]]] = {}
     for lease in [each.record for progress in core.jobs.values() for each in progress.leases.values()]:
-        busy.setdefault(lease.vehicle, []).append((begin_ms, lease))
+        queue = busy.setdefault(lease.vehicle, [])
+        queue.append(((queue[-1][0] if queue else begin_ms) + row_ms * (lease.stop - lease.start), lease))
     for now_ms in range(begin_ms, end_ms, 100):
         for vehicle, queue in busy.items():
             while queue and queue[0][0] <= now_ms:
@@ -99,6 +100,13 @@ def test_jobs_get_the_fleet_in_proportion_to_their_weights(
     for number, own in enumerate(weights):
         share = own / sum(weights)
         assert rows[f"j{number}"] >= share * done - 30 * cars - 0.1 * done
+
+
+def test_a_few_rows_do_not_wait_until_a_car_has_nothing_of_another_job() -> None:
+    core = core_with(*fleet(2, slots=40), JobSubmitted(job("big", rows=100_000, priority=-50, chunk_rows=1)))
+    work_until(core, 5_000)
+    core.handle(JobSubmitted(job("small", rows=2)), 5_000)
+    assert work_until(core, 8_000, 5_000)["small"] == 2
 
 
 def test_a_job_of_the_lowest_priority_does_not_starve() -> None:
