@@ -15,6 +15,7 @@ from coordinator.model import ReceiptPart, Rest
 from coordinator.progress import JobProgress
 from coordinator.rules.pay import PowerLimits, Worked, most_mwh, most_us, paid, plausible_us, split, with_claim
 from coordinator.totals import Totals
+from fleet_wire.messages import Span
 
 __all__ = ["Settlement"]
 
@@ -53,34 +54,55 @@ class Settlement:
         """Split what a result took over its spans; `fresh` says how many rows of each count, the others are wasted."""
         spans = event.rows.spans
         rows = [span.stop - span.start for span in spans]
-        account, granted_ms = self._account(event.vehicle), _granted_ms(event, progress)
+        account, granted_ms = self._account(event.vehicle), _granted_ms(spans, progress)
         power = self._power(event.vehicle, granted_ms)
         most = most_us(granted_ms, now_ms, account.worked, self.limits)
         compute_us, energy_mwh = self._believed(event, most, power, account.spare_mwh)
+        all_us, all_mwh = split(compute_us, rows), split(energy_mwh, rows)
+        new_us = [us * new // count for us, new, count in zip(all_us, fresh, rows, strict=True)]
+        new_mwh = [mwh * new // count for mwh, new, count in zip(all_mwh, fresh, rows, strict=True)]
+        if sum(fresh) < sum(rows):
+            self.totals.not_accepted(
+                "duplicate", sum(rows) - sum(fresh), compute_us - sum(new_us), energy_mwh - sum(new_mwh)
+            )
+        paid_spans = [span for span, new in zip(spans, fresh, strict=True) if new]
+        if not paid_spans:
+            return ()
+        if len(paid_spans) < len(spans):  # what came before buys no time for what is new
+            granted_ms = _granted_ms(paid_spans, progress)
+            power = self._power(event.vehicle, granted_ms)
+            most = most_us(granted_ms, now_ms, account.worked, self.limits)
+            new_us, new_mwh = self._bounded(new_us, new_mwh, most, power, account.spare_mwh)
         rest = progress.rests.get(event.vehicle, Rest())
         parts = []
-        for span, count, new, us, mwh in zip(
-            spans, rows, fresh, split(compute_us, rows), split(energy_mwh, rows), strict=True
-        ):
-            new_us, new_mwh = us, mwh
-            if new < count:
-                new_us, new_mwh = us * new // count, mwh * new // count
-                self.totals.not_accepted("duplicate", count - new, us - new_us, mwh - new_mwh)
+        for span, new, us, mwh in zip(spans, fresh, new_us, new_mwh, strict=True):
             if new:
                 lease = progress.granted[span.chunk]
-                energy_pay, fee_pay, rest = paid(new_mwh, new_us, lease, rest)
-                parts.append(ReceiptPart(lease, new, new_us, new_mwh, energy_pay, fee_pay))
-        if parts:
-            progress.rests[event.vehicle] = rest
-            us, mwh = self._add(event.vehicle, progress, parts)
-            account.worked = with_claim(account.worked, granted_ms, us)
-            spare_mwh = account.spare_mwh + most_mwh(us, *power, self.limits) - mwh
-            account.spare_mwh = max(0.0, min(spare_mwh, self.limits.carried_mwh))
+                energy_pay, fee_pay, rest = paid(mwh, us, lease, rest)
+                parts.append(ReceiptPart(lease, new, us, mwh, energy_pay, fee_pay))
+        progress.rests[event.vehicle] = rest
+        paid_us, paid_mwh = self._add(event.vehicle, progress, parts)
+        account.worked = with_claim(account.worked, granted_ms, paid_us)
+        spare_mwh = account.spare_mwh + most_mwh(paid_us, *power, self.limits) - paid_mwh
+        account.spare_mwh = max(0.0, min(spare_mwh, self.limits.carried_mwh))
         return tuple(parts)
+
+    def _bounded(
+        self, us: list[int], mwh: list[int], most: int, power: tuple[float, float], spare_mwh: float
+    ) -> tuple[list[int], list[int]]:
+        """The same in proportion, as far as they can be true together."""
+        if sum(us) > most:
+            self.refusals["result_time_capped"] += 1
+            us = split(max(0, most), us)
+        energy_mwh = int(most_mwh(sum(us), *power, self.limits) + spare_mwh)
+        if sum(mwh) > energy_mwh:
+            self.totals.energy_capped_mwh += sum(mwh) - energy_mwh
+            mwh = split(energy_mwh, mwh)
+        return us, mwh
 
     def malformed(self, event: RowsReceived, progress: JobProgress, now_ms: int) -> None:
         """Count rows whose outputs do not fit the model."""
-        granted_ms = _granted_ms(event, progress)
+        granted_ms = _granted_ms(event.rows.spans, progress)
         most = most_us(granted_ms, now_ms, self._account(event.vehicle).worked, self.limits)
         self._waste("malformed", event, most, granted_ms)
 
@@ -141,6 +163,6 @@ class Settlement:
         return compute_us, energy_mwh
 
 
-def _granted_ms(event: RowsReceived, progress: JobProgress) -> int:
-    """When the first of its leases was granted."""
-    return min(progress.granted[span.chunk].granted_ms for span in event.rows.spans)
+def _granted_ms(spans: Sequence[Span], progress: JobProgress) -> int:
+    """When the first of their leases was granted."""
+    return min(progress.granted[span.chunk].granted_ms for span in spans)

@@ -342,6 +342,19 @@ def test_a_car_that_claims_the_same_time_for_each_of_its_leases_is_believed_it_o
     assert core.refusals == {"result_time_capped": 3, "result_energy_capped": 4}
 
 
+def test_rows_that_came_before_buy_no_time_for_those_of_a_later_lease() -> None:
+    core = core_with(*arrival("liar", slots=4), JobSubmitted(job(rows=4, chunk_rows=2)))
+    first = next(c.lease for c in core.assign(0) if isinstance(c, GrantLease))
+    early = Span(first.chunk, first.start, first.stop)
+    core.handle(rows_of("liar", "j1", early, compute_ms=0.0, energy_mwh=0), 0)
+    (late,) = [c.lease for c in core.assign(40_000) if isinstance(c, GrantLease)]
+    both = rows_of("liar", "j1", early, Span(late.chunk, late.start, late.stop), compute_ms=30_000.0, energy_mwh=10**9)
+    (added,) = [c for c in core.handle(both, 40_500) if isinstance(c, AddRows)]
+    most_w = 1e6 * 1.1 + 20  # what it stated, and what being awake draws
+    assert (added.rows.compute_ms, added.rows.energy_mwh) == (1_500.0, int(most_w * 1_500 / 3_600 + 8))
+    assert core.refusals == {"result_time_capped": 1, "result_energy_capped": 1, "result_duplicate_rows": 2}
+
+
 def test_what_is_left_of_a_milliwatt_hour_is_granted_once_and_not_for_every_message() -> None:
     core = core_with(*arrival("liar"), JobSubmitted(job(rows=100, chunk_rows=100)))
     core.assign(0)
