@@ -231,6 +231,8 @@ class Core:
 
     def _vehicle_state(self, event: VehicleState, now_ms: int) -> list[Command]:
         vehicle, state = event.vehicle, event.state
+        if self.fleet.is_outdated(vehicle, state):
+            self.refusals["state_of_another_epoch"] += 1
         if not self.fleet.set_state(vehicle, state):
             return []
         self._reasons_ms = -1

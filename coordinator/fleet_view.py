@@ -144,12 +144,17 @@ class FleetView:
         self.unwilling = np.concatenate([self.unwilling, np.zeros(more, dtype=np.bool_)])
         self.quarters = np.concatenate([self.quarters, np.zeros((more, WEEK_QUARTERS // 8), dtype=np.uint8)])
 
+    def is_outdated(self, vehicle: str, state: State) -> bool:
+        """Whether a birth is of an earlier epoch than the one that counts, or a Will of another."""
+        known = int(self.column["epoch"][self.row(vehicle)])
+        return state.epoch < known or (not state.online and state.epoch != known and known >= 0)
+
     def set_state(self, vehicle: str, state: State) -> bool:
-        """Take a birth or Will; return whether it changed anything. An offline message of another epoch is ignored."""
+        """Take a birth or Will; return whether it changed anything. One that is outdated never does."""
+        if self.is_outdated(vehicle, state):
+            return False
         row = self.row(vehicle)
         known = int(self.column["epoch"][row])
-        if state.epoch < known or (not state.online and state.epoch != known and known >= 0):
-            return False
         changed = bool(self.column["online"][row]) != state.online or known != state.epoch
         if known != state.epoch:
             self.column["draining"][row] = False

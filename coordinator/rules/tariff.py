@@ -4,7 +4,9 @@ Pure, and never guesses: a document whose prices leave a hole is refused, and af
 price.
 """
 
+import contextlib
 import csv
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,6 +38,9 @@ _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY_MINUTES = 24 * 60
 _WEEK_MINUTES = 7 * _DAY_MINUTES
 _MOST_MICRO = 1_000_000_000
+_CITED_CHARACTERS = 80
+_FIRST, _END = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
+_WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 
 Micro = Annotated[int, Meta(ge=-_MOST_MICRO, le=_MOST_MICRO, description="Millionths of the currency a kWh")]
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -183,26 +188,35 @@ def zone_named(name: str) -> ZoneInfo:
 def csv_points(text: str) -> list[tuple[datetime, int]]:
     """The points of a series in CSV with the columns `time` and `micro_per_kwh`. Raises BadTariff."""
     rows = csv.reader(text.splitlines())
-    header = [name.strip() for name in next(rows, [])]
-    if header != ["time", "micro_per_kwh"]:
-        raise BadTariff(f"the first line must be time,micro_per_kwh and is {','.join(header)!r}")
-    points = []
-    for row in rows:
-        try:
-            time, micro = row
-            points.append((datetime.fromisoformat(time.strip()), int(micro)))
-        except ValueError:
-            raise BadTariff(
-                f"line {rows.line_num} is {','.join(row)!r} where a time such as 2026-11-23T14:00+01:00 and a whole "
-                "number of micro-units belong"
-            ) from None
-        if points[-1][0].tzinfo is None:
-            raise BadTariff(
-                f"line {rows.line_num}: {time!r} does not say its offset from UTC, as 2026-11-23T14:00Z does"
-            )
-        if abs(points[-1][1]) > _MOST_MICRO:
-            raise BadTariff(f"line {rows.line_num}: {micro} micro-units a kWh are more than a thousand of the currency")
-    return points
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        if header != ["time", "micro_per_kwh"]:
+            raise BadTariff(f"the first line must be time,micro_per_kwh and is {_cited(header)}")
+        return [_point(row, rows.line_num) for row in rows]
+    except csv.Error as error:
+        raise BadTariff(f"line {rows.line_num}: {error}") from None
+
+
+def _point(row: list[str], line: int) -> tuple[datetime, int]:
+    time = None
+    if len(row) == 2 and _WHOLE.fullmatch(row[1].strip()):
+        with contextlib.suppress(ValueError):
+            time = datetime.fromisoformat(row[0].strip())
+    if time is None:
+        raise BadTariff(
+            f"line {line} is {_cited(row)} where a time such as 2026-11-23T14:00+01:00 and a whole number of "
+            "micro-units belong"
+        )
+    micro = int(row[1])
+    if time.tzinfo is None:
+        raise BadTariff(f"line {line}: {row[0]!r} does not say its offset from UTC, as 2026-11-23T14:00Z does")
+    if abs(micro) > _MOST_MICRO:
+        raise BadTariff(f"line {line}: {micro} micro-units a kWh are more than a thousand of the currency")
+    return time, micro
+
+
+def _cited(row: list[str]) -> str:
+    return repr(",".join(row)[:_CITED_CHARACTERS])
 
 
 def _price(
@@ -260,6 +274,9 @@ def _shown(minute: int) -> str:
 def _series(shown: str, points: list[tuple[datetime, int]], *, allow_negative: bool) -> _Series:
     if len(points) < 2:
         raise BadTariff(f"{shown}: a series has at least two points, whose distance says how long each price holds")
+    for time, _ in points:
+        if not _FIRST <= time < _END:
+            raise BadTariff(f"{shown}: {time.isoformat()} lies outside of the years 1970 to 2999")
     starts = [round(time.timestamp() * 1000) for time, _ in points]
     step_ms = mode(after - before for before, after in pairwise(starts))
     for before, after in pairwise(starts):

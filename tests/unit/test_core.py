@@ -237,10 +237,12 @@ def test_an_undelivered_task_comes_back_at_once() -> None:
     assert core.handle(TaskUndelivered("car-1", "j1", (0,)), 1) == [EndLease("j1", 0, LeaseEnd.LOST, 8, 1)]
 
 
-def test_a_will_of_an_earlier_epoch_is_ignored_and_a_new_epoch_loses_the_leases_of_the_old() -> None:
+def test_a_state_of_an_earlier_epoch_is_counted_alone_and_a_new_epoch_loses_the_leases_of_the_old() -> None:
     core = core_with(*arrival("car-1", epoch=5), JobSubmitted(job(rows=8, chunk_rows=8)))
     core.assign(0)
     assert core.handle(VehicleState("car-1", State(False, 4)), 1) == []
+    assert core.handle(VehicleState("car-1", State(True, 4)), 1) == []
+    assert core.refusals == {"state_of_another_epoch": 2}
     assert core.handle(VehicleState("car-1", State(True, 6)), 2) == [EndLease("j1", 0, LeaseEnd.LOST, 8, 2)]
 
 

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -84,6 +85,43 @@ def test_the_local_week_follows_summer_time() -> None:
     assert [tariffs.price("", time_ms) for time_ms in (before, after)] == [1, 2]
 
 
+def test_the_hour_that_comes_twice_has_its_price_twice_and_the_one_that_never_comes_has_none() -> None:
+    zone = ZoneInfo("Europe/Berlin")
+    clocks = [f"{hour:02}:00" for hour in range(24)]
+    windows = [Window(DAYS, start, stop, hour) for hour, (start, stop) in enumerate(pairwise([*clocks, "24:00"]))]
+    tariffs = compiled(TariffDocument({"t": TimeOfUseTariff(windows)}, "t"), zone)
+
+    def night(midnight: str) -> list[int | None]:
+        """The price of every half hour from midnight on."""
+        return [tariffs.price("", ms(midnight) + half * 1_800_000) for half in range(10)]
+
+    assert night("2026-10-25T00:00+02:00") == [0, 0, 1, 1, 2, 2, 2, 2, 3, 3]
+    assert night("2026-03-29T00:00+01:00") == [0, 0, 1, 1, 3, 3, 4, 4, 5, 5]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["2026-10-25T01:00+02:00", "2026-10-25T02:00+02:00", "2026-10-25T02:00+01:00", "2026-10-25T03:00+01:00"],
+        ["2026-03-29T00:00+01:00", "2026-03-29T01:00+01:00", "2026-03-29T03:00+02:00", "2026-03-29T04:00+02:00"],
+    ],
+)
+def test_a_series_goes_by_its_offsets_through_the_change_of_the_clocks(times: list[str], tmp_path: Path) -> None:
+    lines = [f"{time},{price}" for price, time in enumerate(times)]
+    tariffs = read_tariffs(written(tmp_path, "\n".join([CSV_HEAD.strip(), *lines]), "spot.csv"), "Europe/Berlin")
+    assert [tariffs.price("", ms(times[0]) + hour * 3_600_000) for hour in range(4)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("head", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_series_as_a_spreadsheet_writes_it(head: str, end: str, tmp_path: Path) -> None:
+    path = tmp_path / "spot.csv"
+    text = end.join([head + "time,micro_per_kwh", "2026-11-23T00:00Z,1", '"2026-11-23T01:00Z"," 2"', ""])
+    path.write_bytes(text.encode())
+    tariffs = read_tariffs(path, "UTC")
+    assert [tariffs.price("", ms(f"2026-11-23T0{hour}:00Z")) for hour in (0, 1, 2)] == [1, 2, None]
+
+
 @given(
     cuts=st.sets(st.integers(1, 1439), max_size=5),
     shift=st.integers(0, 1439),
@@ -164,6 +202,15 @@ def test_a_document_with_a_hole_is_refused_in_one_line(content: object, fault: s
         (CSV_HEAD + "2026-11-23T00:00Z\n", "line 2 is '2026-11-23T00:00Z'"),
         (CSV_HEAD + "2026-11-23T00:00Z,1\n2026-11-23T01:00Z,0.2\n", "line 3"),
         (CSV_HEAD + "2026-11-23T00:00,1\n", "does not say its offset from UTC"),
+        (CSV_HEAD + "2026-11-23T00:00Z,EUR 1\n", "line 2"),
+        (CSV_HEAD + "2026-11-23T00:00Z,1_000\n", "line 2"),
+        (CSV_HEAD + "2026-11-23T00:00Z,\u0661\n", "line 2"),
+        (CSV_HEAD + "2026-11-23T00:00Z,1e3\n", "line 2"),
+        (CSV_HEAD + "2026-11-23T00:00Z;1\n", "line 2"),
+        (CSV_HEAD + "2026-11-23T00:00Z,1\n" + "x" * 200_000 + ",1\n", "line 3"),
+        (CSV_HEAD + "2026-11-23T00:00Z," + "9" * 6_000 + "\n", "line 2"),
+        (CSV_HEAD + "0001-01-01T00:00+14:00,1\n0001-01-01T01:00+14:00,2\n", "outside of the years"),
+        (CSV_HEAD + "9999-12-31T22:00-14:00,1\n9999-12-31T23:00-14:00,2\n", "outside of the years"),
         (CSV_HEAD + "2026-11-23T00:00Z,1\n2026-11-23T01:00Z,-2\n", "-2 micro-units a kWh from 2026-11-23 01:00 UTC"),
         (CSV_HEAD + "2026-11-23T00:00Z,99999999999\n", "more than a thousand"),
         (CSV_HEAD + "".join(f"2026-11-23T0{hour}:00Z,5\n" for hour in (0, 1, 2, 4)), "no price is given from"),
@@ -174,6 +221,7 @@ def test_a_series_file_with_a_hole_is_refused_in_one_line(text: str, fault: str,
         read_tariffs(written(tmp_path, text, "spot.csv"), "UTC")
     assert fault in str(refusal.value)
     assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 300 + len(str(tmp_path))
 
 
 def test_prices_below_zero_are_taken_where_they_are_meant(tmp_path: Path) -> None:
