@@ -82,6 +82,7 @@ def rules_besides() -> Iterator[tuple[str, dict[str, Any], bool, Reason]]:
     yield "quarantined", {"quarantined_until_ms": NOW_MS + 1}, False, Reason.QUARANTINED
     yield "draining", {"draining": True}, False, Reason.DRAINING
     yield "offline", {"online": False}, False, Reason.OFFLINE
+    yield "one slot", {"slots": 1}, False, Reason.ELIGIBLE
     yield "no slots", {"slots": 0}, False, Reason.CAPS_UNKNOWN
     yield "telemetry of another connection", {"snapshot_epoch": 0}, False, Reason.TELEMETRY_MISSING
     yield "telemetry just fresh", {"received_ms": NOW_MS - LIMITS.stale_ms}, False, Reason.ELIGIBLE
@@ -94,6 +95,7 @@ def rules_besides() -> Iterator[tuple[str, dict[str, Any], bool, Reason]]:
     yield "leaves too soon to begin", {"departure_ms": NOW_MS + 119_999.0}, False, Reason.LEAVES_SOON
     yield "leaves in half a minute", {"departure_ms": NOW_MS + 30_000.0}, True, Reason.ELIGIBLE
     yield "leaves too soon to go on", {"departure_ms": NOW_MS + 29_999.0}, True, Reason.LEAVES_SOON
+    yield "leaves now", {"departure_ms": float(NOW_MS)}, True, Reason.LEAVES_SOON
     yield "should have left already", {"departure_ms": NOW_MS - 1.0}, False, Reason.ELIGIBLE
     unknown = {"energy_micro_per_kwh": np.nan, "price_ceiling_micro_per_kwh": 1e9}
     yield "price unknown where there is a ceiling", unknown, False, Reason.PRICE_TOO_HIGH

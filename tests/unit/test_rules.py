@@ -4,9 +4,12 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from coordinator.model import Model
+from coordinator.model import FailedRow, LeaseRecord, Model, Rest
+from coordinator.rules.failures import failure_text
 from coordinator.rules.fit import input_fault, output_fault
-from coordinator.rules.sizing import SizingLimits, backlog_ms, chunk_rows, lease_ms, restored_deadline_ms
+from coordinator.rules.pay import PowerLimits, paid, plausible_mwh
+from coordinator.rules.quarantine import QuarantineLimits, quarantine_ms
+from coordinator.rules.sizing import SizingLimits, backlog_ms, chunk_rows, lease_ms, restored_deadline_ms, rows_in
 from fleet_wire.api import TensorSpec
 
 LIMITS = SizingLimits()
@@ -31,6 +34,9 @@ def size(**changes: object) -> int:
         ({"row_ms": None}, LIMITS.probe_rows),
         ({"row_ms": 0.0}, 96 * 1024 // 100),  # immeasurably fast: as much as fits into a message
         ({"row_ms": 5_000.0}, 1),
+        ({"row_ms": 0.1, "row_bytes": 1, "rows_free": 1_000_000}, 10_000),
+        ({"row_ms": 0.0, "row_bytes": 1, "rows_free": 1_000_000}, 96 * 1024),
+        ({"rows_free": 40, "cars": 1}, 20),
         ({"rows_free": 40}, 10),  # half of a fair share near the end
         ({"rows_free": 1}, 1),
         ({"row_bytes": 50_000}, 1),
@@ -63,6 +69,32 @@ def test_a_chunk_has_at_least_one_row_and_none_that_is_not_there(**terms: object
 )
 def test_a_car_holds_half_of_its_share_of_what_is_free(row_ms: float | None, rows_free: int, held_ms: float) -> None:
     assert backlog_ms(row_ms=row_ms, rows_free=rows_free, cars=2, limits=LIMITS) == held_ms
+
+
+def test_a_car_alone_holds_half_of_what_is_free() -> None:
+    assert backlog_ms(row_ms=10.0, rows_free=100, cars=1, limits=LIMITS) == 500
+
+
+@pytest.mark.parametrize(
+    ("stay_ms", "row_ms", "idle", "rows"),
+    [(100.0, 0.1, False, 1000), (105.0, 10.0, False, 10), (5.0, 10.0, False, 0), (5.0, 10.0, True, 1)],
+)
+def test_rows_that_a_car_ends_while_it_stays_are_whole_ones(
+    stay_ms: float, row_ms: float, idle: bool, rows: int
+) -> None:
+    assert repr(rows_in(stay_ms, row_ms, idle=idle)) == repr(rows)
+
+
+def test_failed_rows_are_named_in_order_the_first_three_with_the_error_of_the_first() -> None:
+    rows = [FailedRow(row, attempts=row, error="e" * (row * 150)) for row in (4, 1, 2, 3)]
+    assert failure_text([]) is None
+    assert failure_text(rows[:1]) == "row 4 failed on 4 attempts: " + "e" * 200
+    assert failure_text(rows[1:]) == "rows 1, 2, 3 failed on 1 attempts: " + "e" * 150
+    assert failure_text(rows) == "rows 1, 2, 3 and 1 more failed on 1 attempts: " + "e" * 150
+
+
+def test_a_restored_lease_that_was_to_take_no_time_gets_the_grace_alone() -> None:
+    assert repr(restored_deadline_ms(1_000, 9_000, 2_000, LIMITS)) == "7000"
 
 
 def test_a_lease_that_a_restart_finds_gets_twice_its_work_and_a_grace() -> None:
@@ -99,6 +131,30 @@ GOOD = [TensorSpec("name", "string", [5]), TensorSpec("image", "float", [5, 3, 9
 )
 def test_inputs_that_do_not_fit_are_named(inputs: list[TensorSpec], fault: str | None) -> None:
     assert input_fault(inputs, MODEL) == fault
+
+
+def test_a_fixed_batch_says_nothing_of_how_many_rows_there_are() -> None:
+    batched = Model("a" * 64, 1, (TensorSpec("x", "float", [4, 3]),), MODEL.outputs, 4)
+    assert input_fault([TensorSpec("x", "float", [5, 3])], batched) is None
+
+
+def test_an_hour_earns_its_fee_and_a_microsecond_less_does_not() -> None:
+    lease = LeaseRecord("j", 0, 0, 1, "v", 1, 0, 1, energy_micro_per_kwh=1, pay_micro_per_h=1)
+    hour_us, kwh_mwh = 3_600_000_000, 1_000_000
+    assert paid(kwh_mwh, hour_us, lease, Rest()) == (1, 1, Rest(0, 0))
+    assert paid(kwh_mwh - 1, hour_us - 1, lease, Rest()) == (0, 0, Rest(kwh_mwh - 1, hour_us - 1))
+
+
+def test_one_milliwatt_hour_more_than_the_stated_power_is_granted() -> None:
+    limits = PowerLimits(tolerance=1.0)
+    assert [plausible_mwh(claimed, 3_600_000, 60.0, 40.0, limits) for claimed in (100, 101, 102)] == [100, 101, 101]
+
+
+@pytest.mark.parametrize(
+    ("strikes", "pause_ms"), [(2, 0), (3, 60_000), (4, 120_000), (11, 256 * 60_000), (12, 21_600_000), (99, 21_600_000)]
+)
+def test_quarantine_is_what_the_document_says(strikes: int, pause_ms: int) -> None:
+    assert quarantine_ms(strikes, QuarantineLimits()) == pause_ms
 
 
 @pytest.mark.parametrize(
