@@ -37,7 +37,7 @@ _SHARED = _ROOT.parent / "shared" / "data" / "norway" / "sessions.csv.gz"
 _SAMPLE = _ROOT / "simulator" / "data" / "sessions.csv.gz"
 # Minutes between two looks at the fleet, without a factor in common with an hour: all its minutes have their turn.
 _STEPS = (7, 11, 23, 47)
-_MOST_LOOKS = 45_000
+_MOST_LOOKS = 15_000
 _BASELINE_WEIGHT = 20.0
 _LEAST_CHANCE = 1e-6
 _CALIBRATION_EDGES = np.array([0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0])
@@ -69,7 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadTable as error:
         print(error, file=sys.stderr)
         return 2
-    figures = evaluate(looks)
     figures = {
         "source": path.name
         if given.sessions
@@ -79,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "cars": len(table.cars),
         "sessions": table.used,
         "left_out": dict(table.left_out),
+        "first_unreadable": table.first_unreadable,
         **evaluate(looks),
     }
     print(text(figures))
@@ -262,11 +262,13 @@ def _baselines(looks: Looks, stayed: NDArray[np.bool_], known_until_ms: NDArray[
 def _until(
     at_ms: NDArray[np.int64], stayed: NDArray[np.bool_], until_ms: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """How many stayed, shape [minutes, moments], and how many looks there were before each moment."""
+    """How many stayed, and of how many looks that was known, before each moment; shape [minutes, moments]."""
     order = np.argsort(at_ms, kind="stable")
-    count = np.searchsorted(at_ms[order], until_ms)
-    kept = np.cumsum(stayed[:, order], axis=1, dtype=np.float64)
-    return np.concatenate([np.zeros((len(kept), 1)), kept], axis=1)[:, count], count
+    kept = np.concatenate([np.zeros((len(MINUTES), 1)), np.cumsum(stayed[:, order], axis=1)], axis=1)
+    # Whether a car stays for an hour is known an hour later.
+    known_ms = (at_ms[order] + minutes * MINUTE_MS for minutes in MINUTES)
+    count = np.stack([np.searchsorted(each, until_ms) for each in known_ms])
+    return np.take_along_axis(kept, count, axis=1), count
 
 
 def _scores(chances: Chances, stayed: NDArray[np.bool_]) -> dict[str, Any]:
@@ -336,6 +338,8 @@ def _calibration(stays: NDArray[np.float64], stayed: NDArray[np.bool_]) -> list[
 
 def text(figures: dict[str, Any]) -> str:
     left_out = ", ".join(f"{count} {why}" for why, count in sorted(figures["left_out"].items())) or "none"
+    if figures["first_unreadable"]:
+        left_out += f" ({figures['first_unreadable']})"
     lines = [
         f"{figures['source']}: {figures['sessions']} sessions of {figures['users']} users ({figures['cars']} cars), "
         f"rows left out: {left_out}; {figures['looks']} looks at plugged-in cars",

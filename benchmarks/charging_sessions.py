@@ -35,10 +35,11 @@ class Car:
 
 @dataclass(slots=True)
 class SessionTable:
-    """`left_out` counts rows by why they are not used."""
+    """`left_out` counts rows by why they are not used; `first_unreadable` names the line and column of one of them."""
 
     cars: list[Car] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    first_unreadable: str = ""
     used: int = 0
 
 
@@ -47,9 +48,9 @@ def read_table(path: Path) -> SessionTable:
     table = SessionTable()
     spans: dict[str, set[Span]] = {}
     try:
-        for row in _rows(path):
+        for line, row in _rows(path):
             user = row.get("user_id") or row.get("user")
-            span = _span(row, table.left_out)
+            span = _span(row, line, table)
             if not user:
                 table.left_out["no_user"] += 1
             elif span is not None:
@@ -63,11 +64,13 @@ def read_table(path: Path) -> SessionTable:
         table.cars += [Car(user, lane) for lane in lanes]
         table.used += sum(map(len, lanes))
     if not table.cars:
-        raise BadTable(f"{path}: there is no session with both times in it")
+        why = table.first_unreadable and f"; {table.first_unreadable}"
+        raise BadTable(f"{path}: there is no session with both times in it{why}")
     return table
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each row with the number of its last line."""
     data = path.read_bytes()
     if data[:2] == b"\x1f\x8b":
         data = gzip.decompress(data)
@@ -77,23 +80,29 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
     if not names & {"user_id", "user"}:
         missing.insert(0, "user_id")
     if missing:
-        raise BadTable(f"{path}: it lacks the columns {', '.join(missing)}")
-    yield from reader
+        raise BadTable(f"{path}: its first line lacks the columns {', '.join(missing)}")
+    for row in reader:
+        yield reader.line_num, row
 
 
-def _span(row: dict[str, str], left_out: Counter[str]) -> Span | None:
+def _span(row: dict[str, str], line: int, table: SessionTable) -> Span | None:
     if row.get("flag") == "no_plugout" or not row["plugout_local"]:
-        left_out["no_plugout"] += 1
+        table.left_out["no_plugout"] += 1
         return None
+    column = "plugin_local"
     try:
-        start, stop = (_local(row[name]) for name in ("plugin_local", "plugout_local"))
+        start = _local(row[column])
+        column = "plugout_local"
+        stop = _local(row[column])
         if row.get("flag") == "clock_step":  # the charger's own measure is right then
-            stop = start + timedelta(hours=float(row["connection_h"]))
+            column = "connection_h"
+            stop = start + timedelta(hours=float(row[column]))
     except (ValueError, TypeError, KeyError, OverflowError):
-        left_out["unreadable"] += 1
+        table.left_out["unreadable"] += 1
+        table.first_unreadable = table.first_unreadable or f"line {line}: {column} is {str(row.get(column))[:40]!r}"
         return None
     if not _FIRST <= start < stop <= min(_LAST, start + _LONGEST):
-        left_out["impossible"] += 1
+        table.left_out["impossible"] += 1
         return None
     return round(start.timestamp() * 1000), round(stop.timestamp() * 1000)
 

@@ -71,8 +71,9 @@ def test_a_car_holds_half_of_its_share_of_what_is_free(row_ms: float | None, row
     assert backlog_ms(row_ms=row_ms, rows_free=rows_free, cars=2, limits=LIMITS) == held_ms
 
 
-def test_a_car_alone_holds_half_of_what_is_free() -> None:
-    assert backlog_ms(row_ms=10.0, rows_free=100, cars=1, limits=LIMITS) == 500
+@pytest.mark.parametrize("cars", [0, 1])
+def test_a_car_alone_holds_half_of_what_is_free(cars: int) -> None:
+    assert backlog_ms(row_ms=10.0, rows_free=100, cars=cars, limits=LIMITS) == 500
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,7 @@ def test_failed_rows_are_named_in_order_the_first_three_with_the_error_of_the_fi
     rows = [FailedRow(row, attempts=row, error="e" * (row * 150)) for row in (4, 1, 2, 3)]
     assert failure_text([]) is None
     assert failure_text(rows[:1]) == "row 4 failed on 4 attempts: " + "e" * 200
+    assert failure_text(rows[1:3]) == "rows 1, 2 failed on 1 attempts: " + "e" * 150
     assert failure_text(rows[1:]) == "rows 1, 2, 3 failed on 1 attempts: " + "e" * 150
     assert failure_text(rows) == "rows 1, 2, 3 and 1 more failed on 1 attempts: " + "e" * 150
 

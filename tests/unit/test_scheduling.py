@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,12 +13,21 @@ from coordinator.commands import AddFailedRow, EndJob, EndLease, GrantLease, Kee
 from coordinator.core import Core, CorePolicy
 from coordinator.events import JobSubmitted, ModelAdded, RowsFailed, TaskRefused, Tick, VehicleCaps
 from coordinator.explain import explain_job
+from coordinator.fleet_view import FleetView
 from coordinator.model import JobState, LeaseEnd, LeaseRecord
 from coordinator.ports import LedgerJob, LedgerSnapshot
 from coordinator.rules.eligibility import Reason
 from coordinator.rules.failures import FailureLimits, is_lost
 from coordinator.rules.quarantine import QuarantineLimits, is_beyond_hope, quarantine_ms, reliability
-from coordinator.rules.scheduling import SchedulingLimits, copy_gains, share_cap, time_left_ms, turn_key, weight
+from coordinator.rules.scheduling import (
+    SchedulingLimits,
+    car_order,
+    copy_gains,
+    share_cap,
+    time_left_ms,
+    turn_key,
+    weight,
+)
 from coordinator.rules.sizing import SizingLimits, rows_in
 from fleet_wire.messages import Cancel, Caps, Failure, Refusal, RefusalReason, Span
 from tests.unit.coordinator_scenes import AGREED, MODEL, arrival, job, rows_of, telemetry
@@ -138,6 +148,10 @@ def test_what_starves_goes_first_then_what_is_late_then_by_work_given() -> None:
     assert key(needs_ms=400.0, left_ms=1_000.0) == key()  # its fair share is enough
     assert key(needs_ms=2_001.0, left_ms=1_000.0) == key()  # twice the fleet would not be
     assert key(virtual_ms=4.0) < key()
+    assert key(needs_ms=2_000.0, left_ms=1_000.0) < key()  # twice the fleet would just do
+    assert key(needs_ms=500.0, left_ms=1_000.0) == key()  # its fair share just does
+    assert key(needs_ms=600.0) == key(left_ms=1_000.0) == key()  # no deadline, or no car has been measured
+    assert key(needs_ms=600.0, left_ms=1_000.0, share=1.0) == key()  # alone it has the whole fleet
 
 
 def test_a_job_in_danger_of_missing_its_deadline_goes_before_one_of_higher_priority() -> None:
@@ -282,7 +296,18 @@ def test_when_the_late_car_leaves_its_copy_goes_on_and_no_row_is_free() -> None:
 
 
 @pytest.mark.parametrize(
-    ("copy_ms", "left_ms", "gains"), [(400, 1_000, True), (600, 1_000, False), (300, 700, False), (5_000, 60_000, True)]
+    ("copy_ms", "left_ms", "gains"),
+    [
+        (400, 1_000, True),
+        (600, 1_000, False),
+        (300, 700, False),
+        (5_000, 60_000, True),
+        (500, 1_000, True),
+        (501, 1_001, False),
+        (9_000, 10_000, False),
+        (499, 1_000, True),
+        (300, 799, False),
+    ],
 )
 def test_a_copy_is_made_only_where_it_gains(copy_ms: float, left_ms: float, gains: bool) -> None:
     assert copy_gains(copy_ms=copy_ms, left_ms=left_ms, limits=LIMITS) is gains
@@ -295,6 +320,44 @@ def test_what_is_late_goes_on_at_its_rate() -> None:
     assert (left(1_500, 10), left(2_000, 10)) == (500, 0)
     assert left(3_000, 10) == 2_000  # nothing came in two seconds
     assert left(3_000, 2) == 500  # eight rows came in two seconds
+
+
+CAR = st.fixed_dictionaries(
+    {
+        "charging": st.sampled_from([-1, 0, 1]),
+        "energy_micro_per_kwh": st.sampled_from([math.nan, 100_000.0, 200_000.0, 300_000.0]),
+        "leases_kept": st.sampled_from([0.0, 5.0, 20.0]),
+        "leases_ended": st.sampled_from([20.0, 40.0]),
+        "stay_ms": st.sampled_from([math.nan, 0.0, 900_000.0, 3_600_000.0, 10_000_000.0]),
+        "backlog_ms": st.sampled_from([0.0, 250.0, 999.0, 1_000.0, 5_000.0]),
+    }
+)
+
+
+@given(st.lists(CAR, max_size=6))
+def test_cars_stand_in_the_order_of_the_points_that_the_document_names(cars: list[dict[str, float]]) -> None:
+    view = FleetView()
+    for number, columns in enumerate(cars):
+        row = view.row(f"car-{number}")
+        for name, value in columns.items():
+            view.column[name][row] = value
+    known = [car["energy_micro_per_kwh"] for car in cars if not math.isnan(car["energy_micro_per_kwh"])]
+
+    def points(car: dict[str, float]) -> float:
+        price, stay_h = car["energy_micro_per_kwh"], car["stay_ms"] / 3_600_000
+        cheap = 0.0 if math.isnan(price) else 1.0
+        if cheap and min(known) < max(known):
+            cheap = (max(known) - price) / (max(known) - min(known))
+        reliability = (car["leases_kept"] + 4.5) / (car["leases_ended"] + 5)
+        stay = 0.5 if math.isnan(stay_h) else min(stay_h, 1)
+        return 3 * (car["charging"] == 1) + 2 * cheap + 3 * reliability + stay - 2 * min(car["backlog_ms"] / 1000, 1)
+
+    order = car_order(view, np.arange(len(cars)), 1_000.0, LIMITS.cars, QuarantineLimits()).tolist()
+    assert sorted(order) == list(range(len(cars)))
+    for better, worse in pairwise(order):
+        gap = points(cars[better]) - points(cars[worse])
+        assert gap > -0.002  # as fine as they are sorted
+        assert gap > 1e-9 or cars[better] != cars[worse] or better < worse
 
 
 # Faults -------------------------------------------------------------------------------------------------------------
