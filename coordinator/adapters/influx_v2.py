@@ -36,10 +36,15 @@ class V2Writer:
             answer = error.response
             if answer is None:
                 raise ServerGone(str(error)) from error
-            raise failure(answer.status, answer.data.decode(errors="replace")) from error
-        except HTTPError as error:
+            raise failure(answer.status, _text(answer.data)) from error
+        except (HTTPError, UnicodeDecodeError) as error:  # the client decodes every answer as UTF-8
             raise ServerGone(str(error)) from error
 
     def close(self) -> None:
         """Let go of the connections."""
         self._client.close()  # type: ignore[no-untyped-call]
+
+
+def _text(data: str | bytes) -> str:
+    """An answer's body, which the client gives as it pleases."""
+    return data if isinstance(data, str) else data.decode(errors="replace")

@@ -545,4 +545,4 @@ class RulesMachine(RuleBasedStateMachine):
 
 
 TestRules = RulesMachine.TestCase
-TestRules.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestRules.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
