@@ -89,7 +89,7 @@ def test_rows_that_a_car_ends_while_it_stays_are_whole_ones(
 def test_failed_rows_are_named_in_order_the_first_three_with_the_error_of_the_first() -> None:
     rows = [FailedRow(row, attempts=row, error="e" * (row * 150)) for row in (4, 1, 2, 3)]
     assert failure_text([]) is None
-    assert failure_text(rows[:1]) == "row 4 failed on 4 attempts: " + "e" * 200
+    assert failure_text(rows[:1]) == "row 4 failed on 4 attempts: " + "e" * 200 + "…"
     assert failure_text(rows[1:3]) == "rows 1, 2 failed on 1 attempts: " + "e" * 150
     assert failure_text(rows[1:]) == "rows 1, 2, 3 failed on 1 attempts: " + "e" * 150
     assert failure_text(rows) == "rows 1, 2, 3 and 1 more failed on 1 attempts: " + "e" * 150
