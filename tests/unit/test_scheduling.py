@@ -119,6 +119,10 @@ def test_a_few_rows_do_not_wait_until_a_car_has_nothing_of_another_job() -> None
     assert work_until(core, 8_000, 5_000)["small"] == 2
 
 
+def test_ten_steps_of_priority_double_the_weight() -> None:
+    assert [weight(priority, LIMITS) for priority in (-20, 0, 10, 30)] == [0.25, 1, 2, 8]
+
+
 def test_a_job_of_the_lowest_priority_does_not_starve() -> None:
     core = core_with(
         *fleet(1), JobSubmitted(job("low", 100, priority=-100)), JobSubmitted(job("high", 10**6, priority=100))
