@@ -146,7 +146,8 @@ class FleetView:
 
     def is_outdated(self, vehicle: str, state: State) -> bool:
         """Whether a birth is of an earlier epoch than the one that counts, or a Will of another."""
-        known = int(self.column["epoch"][self.row(vehicle)])
+        row = self.row(vehicle)  # first, as it may make the columns anew
+        known = int(self.column["epoch"][row])
         return state.epoch < known or (not state.online and state.epoch != known and known >= 0)
 
     def set_state(self, vehicle: str, state: State) -> bool:

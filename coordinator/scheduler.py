@@ -58,7 +58,8 @@ class Scheduler:
     def rest(self, vehicle: str, now_ms: int) -> None:
         """Leave a car alone for a moment that just refused, so that it is not asked again in a tight loop."""
         fleet = self.tools.fleet
-        fleet.column["rest_until_ms"][fleet.row(vehicle)] = now_ms + self.back_off_ms
+        row = fleet.row(vehicle)
+        fleet.column["rest_until_ms"][row] = now_ms + self.back_off_ms
 
     def others_left(self, progress: JobProgress, reasons: NDArray[np.int8], failed_at: Collection[str]) -> bool:
         """Whether a car may work for a job that is not among these; looks at the whole fleet."""
