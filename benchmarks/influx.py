@@ -1,7 +1,8 @@
 """Telemetry into InfluxDB by the coordinator's store, beside the fastest plain writer on the same server.
 
-The plain writer sends bytes that were prepared before its clock started, 5,000 lines a request on two connections; the
-store gets columns, as ingest makes them, and must encode them, send them and know that they are kept.
+The plain writer sends bytes that were prepared before its clock started, on two connections, in requests of either size
+of which the server takes more. The store gets columns, as ingest makes them, must encode and send them, and know that
+they are kept.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from tests.influx import VERSIONS, InfluxProcess, find_influxd
 
 GROUP: Final = "influx"
 VEHICLES: Final = 1_000
-LINES_AT_ONCE: Final = 5_000
+LINES_AT_ONCE: Final = (5_000, 10_000)
 BATCHES_AT_ONCE: Final = 30  # as many documents as may wait for the store
 NUMBERS: Final = (
     "charge_percent",
@@ -55,19 +56,24 @@ async def measure(plan: Plan) -> list[Figure]:
         server = InfluxProcess(program, folder)
         server.start()
         try:
-            plain, ours = [], []
+            ours: list[float] = []
+            plain: dict[int, list[float]] = {lines: [] for lines in LINES_AT_ONCE}
             for run in range(max(plan.runs, 2)):
                 # In turn first: a server still compacts what came before.
-                for side in ("ours", "plain") if run % 2 else ("plain", "ours"):
-                    if side == "plain":
-                        plain.append(await asyncio.to_thread(_plain, server, f"plain{run}", rounds))
+                for lines in (0, *LINES_AT_ONCE) if run % 2 else (*LINES_AT_ONCE, 0):
+                    if lines:
+                        database = f"plain{lines}_{run}"
+                        plain[lines].append(await asyncio.to_thread(_plain, server, database, rounds, lines))
                     else:
                         spill = folder / f"spill{run}"
                         ours.append(await asyncio.to_thread(_ours, server, f"ours{run}", rounds, spill))
         finally:
             server.kill()
-        note = f"{listed(ours)}; plain {listed(plain)}"
-        figure = Figure(GROUP, name, "documents/s", middle(ours), middle(plain), "prepared bytes", note=note)
+        best = max(LINES_AT_ONCE, key=lambda lines: middle(plain[lines]))
+        note = f"{listed(ours)}; plain " + "; ".join(f"{listed(each)} by {lines:,}" for lines, each in plain.items())
+        figure = Figure(
+            GROUP, name, "documents/s", middle(ours), middle(plain[best]), f"bytes, {best:,} lines", note=note
+        )
         figures.append(at_least(0.8, figure))
     return figures
 
@@ -92,11 +98,11 @@ def _batches(rounds: int) -> Iterator[TelemetryBatch]:
         )
 
 
-def _plain(server: InfluxProcess, database: str, rounds: int) -> float:
+def _plain(server: InfluxProcess, database: str, rounds: int, lines_at_once: int) -> float:
     server.query(f'CREATE DATABASE "{database}"')
     encoder = LineEncoder(lambda _: "north")
     lines = [line for batch in _batches(rounds) for line in encoder.encode(batch)]
-    bodies = [joined(lines[start : start + LINES_AT_ONCE]) for start in range(0, len(lines), LINES_AT_ONCE)]
+    bodies = [joined(lines[start : start + lines_at_once]) for start in range(0, len(lines), lines_at_once)]
     with httpx.Client(base_url=server.http, timeout=60) as client, ThreadPoolExecutor(2) as connections:
 
         def send(body: bytes) -> None:

@@ -7,6 +7,7 @@ are floats that are finite, no id but the vehicle's is a tag, and no text can en
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import msgspec
@@ -58,7 +59,19 @@ _FORMS: Final = (
     *(f"{name}=%" for name in NUMBER_SIGNALS),
     'refusal="%"',
 )
+_SMALL: Final = np.array([str(number) for number in range(128)], dtype=object)
 _json = msgspec.json.Encoder()
+
+
+@dataclass(slots=True)
+class _Series:
+    """A vehicle's tags with each measurement, and what its latest document was."""
+
+    region: str
+    state: str
+    late: str
+    latest: tuple[int, int] = (-1, -1)
+    time_ns: int = -1
 
 
 class LineEncoder:
@@ -69,71 +82,66 @@ class LineEncoder:
 
     def __init__(self, region_of: Callable[[str], str]) -> None:
         self._region_of = region_of
-        self._heads: dict[str, tuple[str, str, str]] = {}
-        self._last: dict[str, tuple[int, int, int]] = {}
+        self._series: dict[str, _Series] = {}
 
     def remember(self, vehicle: str, epoch: int, seq: int, time_ns: int) -> None:
         """Know the latest document that the server has of a vehicle, unless a later one is known."""
-        known = self._last.get(vehicle)
-        if known is None or known[:2] < (epoch, seq):
-            self._last[vehicle] = (epoch, seq, time_ns)
+        series = self._series_of(vehicle)
+        if series.latest < (epoch, seq):
+            series.latest, series.time_ns = (epoch, seq), time_ns
 
     def check(self, batch: TelemetryBatch) -> None:
         """Raises StoreUnavailable when an id can't be a tag: nothing with such an id gets past the topics."""
         for vehicle in batch.vehicle:
-            if vehicle not in self._heads and not (isinstance(vehicle, str) and _VEHICLE.fullmatch(vehicle)):
+            if vehicle not in self._series and not (isinstance(vehicle, str) and _VEHICLE.fullmatch(vehicle)):
                 raise StoreUnavailable("telemetry_unavailable", f"{vehicle!r} is no vehicle id: not stored")
 
     def encode(self, batch: TelemetryBatch) -> list[str]:
         """The lines of a batch that was checked, one a document."""
         starts, times = self._starts(batch)
         present, columns = _present(batch)
-        heads: list[NDArray[Any]] = [batch.ts_ms, batch.epoch, batch.seq, batch.snapshot.view(np.int8)]
+        heads: list[NDArray[Any]] = [starts, batch.ts_ms, batch.epoch, batch.seq, batch.snapshot.view(np.int8)]
+        masks = np.unique(present).tolist()
         lines = [""] * len(batch)
-        for mask in np.unique(present).tolist():  # documents that hold the same signals go in columns
+        for mask in masks:  # documents that hold the same signals go in columns
             chosen = np.flatnonzero(present == mask)
-            places = chosen.tolist()
             names = [place for place in range(_REFUSAL_BIT + 1) if mask >> place & 1]
-            texts = [
-                [starts[place] for place in places],
-                *(_texts(column[chosen]) for column in (*heads, *(columns[name] for name in names))),
-                _texts(times[chosen]),
-            ]
-            found = _filled(",".join([_HEAD_FORM, *(_FORMS[name] for name in names)]) + " %\n", texts)
-            for place, line in zip(places, found, strict=True):
+            whole = (*heads, *(columns[name] for name in names), times)
+            form = ",".join([_HEAD_FORM, *(_FORMS[name] for name in names)]) + " %\n"
+            found = _filled(form, [_texts(column[chosen]) for column in whole])
+            if len(masks) == 1:
+                return found
+            for place, line in zip(chosen.tolist(), found, strict=True):
                 lines[place] = line
         return lines
 
-    def _starts(self, batch: TelemetryBatch) -> tuple[list[str], NDArray[np.int64]]:
+    def _starts(self, batch: TelemetryBatch) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Measurement and tags, and the time, of every document."""
         starts, times = [], []
         columns = (batch.vehicle.tolist(), batch.received_ms.tolist(), batch.epoch.tolist(), batch.seq.tolist())
         for vehicle, received_ms, epoch, seq in zip(*columns, strict=True):
+            series = self._series_of(vehicle)
             time_ns = received_ms * _MS_NS + seq % _OFFSETS
-            _, state, late = self._head(vehicle)
-            known = self._last.get(vehicle)
-            start = state
-            if known is None:
-                self._last[vehicle] = (epoch, seq, time_ns)
-            else:
-                if time_ns <= known[2] and received_ms == known[2] // _MS_NS:
-                    time_ns = known[2] + 1
-                if (epoch, seq) < known[:2]:
-                    start = late
-                    self._last[vehicle] = (known[0], known[1], time_ns)
-                else:
-                    self._last[vehicle] = (epoch, seq, time_ns)
-            starts.append(start)
+            if time_ns <= series.time_ns and received_ms == series.time_ns // _MS_NS:
+                time_ns = series.time_ns + 1
+            series.time_ns = time_ns
             times.append(time_ns)
-        return starts, np.array(times, dtype=np.int64)
+            document = (epoch, seq)
+            if document < series.latest:
+                starts.append(series.late)
+            else:
+                starts.append(series.state)
+                series.latest = document
+        return np.array(starts, dtype=object), np.array(times, dtype=np.int64)
 
-    def _head(self, vehicle: str) -> tuple[str, str, str]:
+    def _series_of(self, vehicle: str) -> _Series:
         region = self._region_of(vehicle)
-        head = self._heads.get(vehicle)
-        if head is None or head[0] != region:
+        series = self._series.get(vehicle)
+        if series is None or series.region != region:
             tags = _tags({"region": region, "vehicle": vehicle})
-            head = self._heads[vehicle] = (region, STATE + tags, LATE + tags)
-        return head
+            latest, time_ns = ((-1, -1), -1) if series is None else (series.latest, series.time_ns)
+            series = self._series[vehicle] = _Series(region, STATE + tags, LATE + tags, latest, time_ns)
+        return series
 
 
 def _present(batch: TelemetryBatch) -> tuple[NDArray[np.int64], dict[int, NDArray[Any]]]:
@@ -154,6 +162,8 @@ def _present(batch: TelemetryBatch) -> tuple[NDArray[np.int64], dict[int, NDArra
 
 def _texts(values: NDArray[Any]) -> list[str]:
     """Finite numbers as JSON writes them, which is much faster than one by one; texts as they are."""
+    if values.dtype == np.int8:
+        return cast("list[str]", _SMALL[values].tolist())
     if values.dtype == object:
         return cast("list[str]", values.tolist())
     return _json.encode(values.tolist())[1:-1].decode().split(",")

@@ -32,7 +32,7 @@ from coordinator.ports import HOUR_MS, StoreStatus
 
 __all__ = ["InfluxLimits", "InfluxStore"]
 
-_CONNECTIONS: Final = 2
+_CONNECTIONS: Final = 3  # one more than keeps the server busy, as this process may not send at once
 _FRAMES_AT_ONCE: Final = 1_000
 _GRACE_S: Final = 1.0  # for a write that is under way at the end
 _CLOSE_S: Final = 2.0  # for the last points, after that
@@ -41,14 +41,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class InfluxLimits:
-    """How many lines a request has, and how long things take.
+    """How much at once, and how long. After a failure the server is asked again after `again_s`, doubling."""
 
-    After a failure the server is asked again after `again_s`, doubling.
-    """
-
-    lines_at_once: int = 5_000
-    lines_at_least: int = 1_000
-    write_timeout_s: float = 5.0
+    lines_at_once: int = 10_000
+    write_timeout_s: float = 10.0
     again_s: float = 0.5
     longest_again_s: float = 15.0
     denied_again_s: float = 30.0
@@ -185,21 +181,15 @@ class InfluxStore:
         return self._ready and not self._spill.lines
 
     def _bodies(self, batches: Sequence[TelemetryBatch]) -> Iterator[bytes]:
-        """Requests, small ones at both ends: so the server begins at once, and all connections end together."""
+        """Requests of at most so many lines each."""
         lines: list[str] = []
-        done, left = 0, sum(map(len, batches))
         for batch in batches:
             lines += self._encoder.encode(batch)
-            while lines and len(lines) >= (size := self._body_lines(done, left)):
-                yield joined(lines[:size])
-                del lines[:size]
-                done, left = done + size, left - size
+            while len(lines) >= self._limits.lines_at_once:
+                yield joined(lines[: self._limits.lines_at_once])
+                del lines[: self._limits.lines_at_once]
         if lines:
             yield joined(lines)
-
-    def _body_lines(self, done: int, left: int) -> int:
-        wanted = min(done, left // (2 * _CONNECTIONS))
-        return min(self._limits.lines_at_once, max(self._limits.lines_at_least, wanted))
 
     def _send(self, bodies: Iterator[bytes]) -> list[bytes]:
         """Send as many at once as there are connections; return those that the server did not take."""
