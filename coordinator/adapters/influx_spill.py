@@ -80,6 +80,8 @@ class SpillLog:
             path = self._writable()
             assert self._file is not None
             try:
+                if not self._sizes[path]:
+                    _sync_folder(self._folder)  # which has a new file
                 self._file.write(data)
                 self._file.flush()
                 os.fsync(self._file.fileno())
@@ -139,7 +141,6 @@ class SpillLog:
             self._close_file()
             path = self._folder / f"{self._next_number:08}{_SUFFIX}"
             self._file = path.open("xb")
-            _sync_folder(self._folder)
             self._next_number += 1
             self._segments.append(path)
             self._sizes[path] = 0

@@ -84,6 +84,7 @@ class InfluxStore:
         self._points: deque[str] = deque()
         self._counters: Counter[str] = Counter()
         self._trouble = ""
+        self._disk_trouble = ""
         self._lock = threading.Lock()
 
     def open(self) -> None:
@@ -173,7 +174,7 @@ class InfluxStore:
             counters = dict(self._counters)
         if self._spill.torn_bytes:
             counters["spill_torn_bytes"] = self._spill.torn_bytes
-        return StoreStatus(self._trouble, self._spill.lines, self._spill.oldest_ms, counters)
+        return StoreStatus(self._disk_trouble or self._trouble, self._spill.lines, self._spill.oldest_ms, counters)
 
     # Writing
 
@@ -257,20 +258,20 @@ class InfluxStore:
             try:
                 self._spill.append(bodies)
             except OSError as error:
-                self._trouble_is(
+                self._disk_trouble_is(
                     f"telemetry is not acknowledged: {self._folder}: {error.strerror or error}; make room there"
                 )
                 self._count("spill_failed")
             else:
                 self._count("lines_spilled", sum(map(_lines, bodies)))
                 self._wake.set()
-                return
+                return self._disk_trouble_is("")
             if self._closing.wait(self._limits.again_s):
-                raise StoreUnavailable("telemetry_unavailable", self._trouble)
+                raise StoreUnavailable("telemetry_unavailable", self._disk_trouble)
             if self._ready:
                 bodies = self._send(iter(bodies))
                 if not bodies:
-                    return
+                    return self._disk_trouble_is("")
 
     # What waits on disk
 
@@ -364,6 +365,11 @@ class InfluxStore:
         if text != self._trouble:
             self._trouble = text
             _log.warning("%s", text or f"{self._address} is there")
+
+    def _disk_trouble_is(self, text: str) -> None:
+        if text != self._disk_trouble:
+            self._disk_trouble = text
+            _log.warning("%s", text or f"{self._folder} has room again")
 
     def _count(self, name: str, count: int = 1) -> None:
         with self._lock:

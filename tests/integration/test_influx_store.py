@@ -216,9 +216,20 @@ def test_a_full_disk_stops_acknowledging_until_the_server_takes_it(
     kept = threading.Event()
     threading.Thread(target=lambda: (store.append([documents(0, 10)]), kept.set()), daemon=True).start()
     until(lambda: store.status().counters.get("spill_failed", 0) > 2, "the full disk is noticed")
+    told = set()
+
+    def is_told() -> bool:
+        status = store.status()
+        told.add(status.trouble)
+        return status.counters["spill_failed"] > 20
+
+    until(is_told, "it was tried again and again")
+    assert len(told) == 1
+    assert "not acknowledged" in told.pop()
     assert not kept.is_set()
     server.answer = lambda lines: (204, "")
     assert kept.wait(DEADLINE_S)
+    until(lambda: not store.status().trouble, "nothing is wrong any more")
     assert server.seqs() == set(range(10))
 
 

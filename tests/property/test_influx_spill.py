@@ -119,3 +119,20 @@ def test_a_write_that_failed_leaves_nothing_behind(tmp_path: Path, monkeypatch: 
             log.append([b"b"])
     log.append([b"c"])
     assert everything(log) == [b"a", b"c"]
+
+
+def test_a_new_file_that_the_folder_could_not_take_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = SpillLog(tmp_path)
+    log.open()
+
+    def full(_handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="Input/output"):
+            log.append([b"a"])
+    log.append([b"b"])
+    assert everything(log) == [b"b"]
