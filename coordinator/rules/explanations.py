@@ -217,12 +217,13 @@ def _hours(car: _Car) -> str:
         return f"it is outside the owner's hours: there are none in {name}"
     after = allowed[allowed > quarter]
     begin = int((after if len(after) else allowed)[0])
-    return f"it is outside the owner's hours: in {name} it is {_begin_of(quarter)}, and they begin {_begin_of(begin)}"
+    into_quarter = (car.given.now_ms + car.fleet.utc_offsets_ms[name]) // 60_000 % QUARTER_MINUTES
+    now, begins = _time_of(quarter * QUARTER_MINUTES + into_quarter), _time_of(begin * QUARTER_MINUTES)
+    return f"it is outside the owner's hours: in {name} it is {now}, and they begin {begins}"
 
 
-def _begin_of(quarter: int) -> str:
-    """Day and time at which a quarter of the week begins."""
-    minute = quarter * QUARTER_MINUTES
+def _time_of(minute: int) -> str:
+    """Day and time of a minute of the week."""
     return f"{_DAYS[minute // 1440]} {minute // 60 % 24:02}:{minute % 60:02}"
 
 

@@ -119,6 +119,12 @@ def test_every_reason_has_a_remedy() -> None:
     assert set(REMEDIES) == set(Reason) - {Reason.ELIGIBLE}
 
 
+def test_the_owners_hours_are_told_beside_the_minute_that_it_is() -> None:
+    fleet = fleet_of({"policy": {"hours": [{"days": [0], "start_minute": 0, "stop_minute": 15}]}})
+    text = explained(fleet, 0, Reason.OUTSIDE_HOURS, LIMITS, given_of(fleet, NOW_MS + 11 * 60_000)).text
+    assert text == "it is outside the owner's hours: in UTC it is Mon 12:11, and they begin Mon 00:00"
+
+
 def test_what_else_stands_in_the_way_follows_in_order() -> None:
     views = explanations_of(
         {"signals": {"plugged": False, "charge_percent": 10.0}}, quarantined_until_ms=NOW_MS + 5_000
