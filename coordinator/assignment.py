@@ -98,6 +98,7 @@ class Assignment:
         self._order = order
         self._now_ms = now_ms
         self._queues: dict[object, Queue] = {}
+        self._crowds: dict[object, tuple[int, NDArray[np.bool_], NDArray[np.intp]]] = {}
         self.leases_granted = 0
         self._touched: set[int] = set()
         self._promises: dict[int, Promise] = {}
@@ -114,11 +115,16 @@ class Assignment:
         return found
 
     def _new_queue(self, progress: JobProgress) -> Queue:
-        fleet, job = self._tools.fleet, progress.job
-        allowed = job_reasons(fleet, job.terms, share_reached=share_reached(fleet, progress)) == Reason.ELIGIBLE
-        order = self._order if allowed.all() else self._order[allowed[self._order]]
-        warm = self._tools.warm.of(job.model)[order]
-        return Queue(int(np.count_nonzero(self._eligible & allowed)), self._may & allowed, fleet.index, order, warm)
+        fleet, terms = self._tools.fleet, progress.job.terms
+        kind = (terms.purpose, terms.price_ceiling_micro_per_kwh, progress.job.id if capped(progress) else None)
+        found = self._crowds.get(kind)
+        if found is None:
+            allowed = job_reasons(fleet, terms, share_reached=share_reached(fleet, progress)) == Reason.ELIGIBLE
+            order = self._order if allowed.all() else self._order[allowed[self._order]]
+            cars = int(np.count_nonzero(self._eligible & allowed))
+            found = self._crowds[kind] = (cars, self._may & allowed, order)
+        cars, may, order = found
+        return Queue(cars, may, fleet.index, order, self._tools.warm.of(progress.job.model)[order])
 
     def next_car(self, turn: Turn) -> int | None:
         """The best car for a job that nobody has given anything in this pass; then, in further laps, any with room."""
@@ -268,37 +274,38 @@ class Assignment:
     def commands(self, jobs: dict[str, JobProgress]) -> list[Command]:
         """What is to be written and sent."""
         commands: list[Command] = []
-        for (row, job), records in self._granted.items():
+        for (_, job), records in self._granted.items():
             commands += map(GrantLease, records)
-            commands += self._tasks(row, jobs[job].job.row_bytes, records)
+            commands += self._tasks(jobs[job].job.row_bytes, records)
         return commands
 
-    def _tasks(self, row: int, row_bytes: int, granted: Sequence[LeaseRecord]) -> list[Command]:
+    def _tasks(self, row_bytes: int, granted: Sequence[LeaseRecord]) -> list[SendTask]:
         """As few tasks as carry these leases, each small enough for its inputs to travel inside."""
-        tasks: list[Command] = []
-        batch: list[LeaseRecord] = []
-        size = 0
-        for record in granted:
+        most_bytes = self._tools.sizing.inline_bytes
+        first, size = 0, 0
+        tasks: list[SendTask] = []
+        for place, record in enumerate(granted):
             record_bytes = (record.stop - record.start) * row_bytes + 16
-            if batch and size + record_bytes > self._tools.sizing.inline_bytes:
-                tasks.append(self._task(row, batch))
-                batch, size = [], 0
-            batch.append(record)
+            if size and size + record_bytes > most_bytes:
+                tasks.append(_task(tuple(granted[first:place])))
+                first, size = place, 0
             size += record_bytes
-        return [*tasks, self._task(row, batch)]
+        return [*tasks, _task(tuple(granted[first:]))]
 
-    def _task(self, row: int, leases: Sequence[LeaseRecord]) -> SendTask:
-        fleet = self._tools.fleet
-        return SendTask(
-            vehicle=fleet.ids[row],
-            epoch=int(fleet.column["epoch"][row]),
-            consent_version=leases[0].consent_version,
-            job=leases[0].job,
-            leases=tuple(leases),
-            deadline_ms=max(lease.deadline_ms for lease in leases),
-            energy_micro_per_kwh=leases[0].energy_micro_per_kwh,
-            pay_micro_per_h=leases[0].pay_micro_per_h,
-        )
+
+def _task(leases: tuple[LeaseRecord, ...]) -> SendTask:
+    """For leases of one car and job that were granted together."""
+    lease = leases[0]
+    return SendTask(
+        lease.vehicle,
+        lease.epoch,
+        lease.consent_version,
+        lease.job,
+        leases,
+        max([each.deadline_ms for each in leases]),
+        lease.energy_micro_per_kwh,
+        lease.pay_micro_per_h,
+    )
 
 
 def capped(progress: JobProgress) -> bool:
