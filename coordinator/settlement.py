@@ -33,6 +33,15 @@ class _Account:
     worked: Worked = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """What can be true of a result: computing since its first lease was granted, and what that and being awake draw."""
+
+    granted_ms: int
+    most_us: int
+    power_w: tuple[float, float]
+
+
 @dataclass(slots=True)
 class Settlement:
     """Adds to the sums of jobs, of vehicles (columns of the fleet view) and since the start (`totals`)."""
@@ -54,10 +63,8 @@ class Settlement:
         """Split what a result took over its spans; `fresh` says how many rows of each count, the others are wasted."""
         spans = event.rows.spans
         rows = [span.stop - span.start for span in spans]
-        account, granted_ms = self._account(event.vehicle), _granted_ms(spans, progress)
-        power = self._power(event.vehicle, granted_ms)
-        most = most_us(granted_ms, now_ms, account.worked, self.limits)
-        compute_us, energy_mwh = self._believed(event, most, power, account.spare_mwh)
+        account, bounds = self._account(event.vehicle), self._bounds(event.vehicle, spans, progress, now_ms)
+        compute_us, energy_mwh = self._believed(event, bounds, account.spare_mwh)
         all_us, all_mwh = split(compute_us, rows), split(energy_mwh, rows)
         new_us = [us * new // count for us, new, count in zip(all_us, fresh, rows, strict=True)]
         new_mwh = [mwh * new // count for mwh, new, count in zip(all_mwh, fresh, rows, strict=True)]
@@ -69,10 +76,8 @@ class Settlement:
         if not paid_spans:
             return ()
         if len(paid_spans) < len(spans):  # what came before buys no time for what is new
-            granted_ms = _granted_ms(paid_spans, progress)
-            power = self._power(event.vehicle, granted_ms)
-            most = most_us(granted_ms, now_ms, account.worked, self.limits)
-            new_us, new_mwh = self._bounded(new_us, new_mwh, most, power, account.spare_mwh)
+            bounds = self._bounds(event.vehicle, paid_spans, progress, now_ms)
+            new_us, new_mwh = self._bounded(new_us, new_mwh, bounds, account.spare_mwh)
         rest = progress.rests.get(event.vehicle, Rest())
         parts = []
         for span, new, us, mwh in zip(spans, fresh, new_us, new_mwh, strict=True):
@@ -82,19 +87,17 @@ class Settlement:
                 parts.append(ReceiptPart(lease, new, us, mwh, energy_pay, fee_pay))
         progress.rests[event.vehicle] = rest
         paid_us, paid_mwh = self._add(event.vehicle, progress, parts)
-        account.worked = with_claim(account.worked, granted_ms, paid_us)
-        spare_mwh = account.spare_mwh + most_mwh(paid_us, *power, self.limits) - paid_mwh
+        account.worked = with_claim(account.worked, bounds.granted_ms, paid_us)
+        spare_mwh = account.spare_mwh + most_mwh(paid_us, *bounds.power_w, self.limits) - paid_mwh
         account.spare_mwh = max(0.0, min(spare_mwh, self.limits.carried_mwh))
         return tuple(parts)
 
-    def _bounded(
-        self, us: list[int], mwh: list[int], most: int, power: tuple[float, float], spare_mwh: float
-    ) -> tuple[list[int], list[int]]:
+    def _bounded(self, us: list[int], mwh: list[int], bounds: _Bounds, spare_mwh: float) -> tuple[list[int], list[int]]:
         """The same in proportion, as far as they can be true together."""
-        if sum(us) > most:
+        if sum(us) > bounds.most_us:
             self.refusals["result_time_capped"] += 1
-            us = split(max(0, most), us)
-        energy_mwh = int(most_mwh(sum(us), *power, self.limits) + spare_mwh)
+            us = split(max(0, bounds.most_us), us)
+        energy_mwh = int(most_mwh(sum(us), *bounds.power_w, self.limits) + spare_mwh)
         if sum(mwh) > energy_mwh:
             self.totals.energy_capped_mwh += sum(mwh) - energy_mwh
             mwh = split(energy_mwh, mwh)
@@ -102,24 +105,27 @@ class Settlement:
 
     def malformed(self, event: RowsReceived, progress: JobProgress, now_ms: int) -> None:
         """Count rows whose outputs do not fit the model."""
-        granted_ms = _granted_ms(event.rows.spans, progress)
-        most = most_us(granted_ms, now_ms, self._account(event.vehicle).worked, self.limits)
-        self._waste("malformed", event, most, granted_ms)
+        self._waste("malformed", event, self._bounds(event.vehicle, event.rows.spans, progress, now_ms))
 
     def too_late(self, event: RowsReceived, now_ms: int) -> None:
         """Count rows of a job that has ended."""
         if event.vehicle in self.fleet.index:
-            self._waste("job_ended", event, _LONGEST_US, now_ms)
+            bounds = _Bounds(now_ms, _LONGEST_US, self._power_w(event.vehicle, now_ms))
+            self._waste("job_ended", event, bounds)
 
-    def _waste(self, cause: str, event: RowsReceived, most: int, granted_ms: int) -> None:
+    def _waste(self, cause: str, event: RowsReceived, bounds: _Bounds) -> None:
         rows = sum(span.stop - span.start for span in event.rows.spans)
-        power = self._power(event.vehicle, granted_ms)
-        self.totals.not_accepted(cause, rows, *self._believed(event, most, power, 1.0))
+        self.totals.not_accepted(cause, rows, *self._believed(event, bounds, 1.0))
 
     def _account(self, vehicle: str) -> _Account:
         return self._accounts.setdefault(vehicle, _Account(self.limits.carried_mwh))
 
-    def _power(self, vehicle: str, granted_ms: int) -> tuple[float, float]:
+    def _bounds(self, vehicle: str, spans: Sequence[Span], progress: JobProgress, now_ms: int) -> _Bounds:
+        granted_ms = min(progress.granted[span.chunk].granted_ms for span in spans)
+        most = most_us(granted_ms, now_ms, self._account(vehicle).worked, self.limits)
+        return _Bounds(granted_ms, most, self._power_w(vehicle, granted_ms))
+
+    def _power_w(self, vehicle: str, granted_ms: int) -> tuple[float, float]:
         """The most that computing draws by the car's word, and what being awake does besides."""
         row = self.fleet.row(vehicle)
         stated_w, awake_w = (float(self.fleet.column[name][row]) for name in ("stated_power_w", "awake_power_w"))
@@ -129,15 +135,13 @@ class Settlement:
             awake_w = self.limits.unstated_awake_w
         return stated_w, awake_w
 
-    def _believed(
-        self, event: RowsReceived, most: int, power: tuple[float, float], spare_mwh: float
-    ) -> tuple[int, int]:
+    def _believed(self, event: RowsReceived, bounds: _Bounds, spare_mwh: float) -> tuple[int, int]:
         """Computing time and energy of a result, as far as they can be true."""
         told_mwh = event.rows.energy_mwh
-        compute_us = plausible_us(event.rows.compute_ms, most)
+        compute_us = plausible_us(event.rows.compute_ms, bounds.most_us)
         if compute_us < int(event.rows.compute_ms * 1_000):
             self.refusals["result_time_capped"] += 1
-        energy_mwh = min(told_mwh, int(most_mwh(compute_us, *power, self.limits) + spare_mwh))
+        energy_mwh = min(told_mwh, int(most_mwh(compute_us, *bounds.power_w, self.limits) + spare_mwh))
         if energy_mwh < told_mwh:
             self.refusals["result_energy_capped"] += 1
             self.totals.energy_capped_mwh += told_mwh - energy_mwh
@@ -161,8 +165,3 @@ class Settlement:
             self.fleet.column[name][row] += value
         self.totals.accepted(rows, compute_us, energy_mwh, energy_pay, pay)
         return compute_us, energy_mwh
-
-
-def _granted_ms(spans: Sequence[Span], progress: JobProgress) -> int:
-    """When the first of their leases was granted."""
-    return min(progress.granted[span.chunk].granted_ms for span in spans)
