@@ -107,24 +107,23 @@ class Assignment:
     def queue(self, progress: JobProgress) -> Queue:
         """Cars that may work for a job; jobs that ask for the same share one queue."""
         job, terms = progress.job, progress.job.terms
-        capped = terms.vehicle_share < 1
-        kind = (job.model, terms.purpose, terms.price_ceiling_micro_per_kwh, job.id if capped else None)
-        found = self._queues.get(kind)
+        crowd = (terms.purpose, terms.price_ceiling_micro_per_kwh, job.id if capped(progress) else None)
+        found = self._queues.get((job.model, crowd))
         if found is None:
-            found = self._queues[kind] = self._new_queue(progress)
+            if crowd not in self._crowds:
+                self._crowds[crowd] = self._new_crowd(progress)
+            cars, may, order = self._crowds[crowd]
+            warm = self._tools.warm.of(job.model)[order]
+            found = self._queues[job.model, crowd] = Queue(cars, may, self._tools.fleet.index, order, warm)
         return found
 
-    def _new_queue(self, progress: JobProgress) -> Queue:
-        fleet, terms = self._tools.fleet, progress.job.terms
-        kind = (terms.purpose, terms.price_ceiling_micro_per_kwh, progress.job.id if capped(progress) else None)
-        found = self._crowds.get(kind)
-        if found is None:
-            allowed = job_reasons(fleet, terms, share_reached=share_reached(fleet, progress)) == Reason.ELIGIBLE
-            order = self._order if allowed.all() else self._order[allowed[self._order]]
-            cars = int(np.count_nonzero(self._eligible & allowed))
-            found = self._crowds[kind] = (cars, self._may & allowed, order)
-        cars, may, order = found
-        return Queue(cars, may, fleet.index, order, self._tools.warm.of(progress.job.model)[order])
+    def _new_crowd(self, progress: JobProgress) -> tuple[int, NDArray[np.bool_], NDArray[np.intp]]:
+        """How many cars may work for jobs with these terms, which, also from quarantine, and those that have room."""
+        fleet = self._tools.fleet
+        reached = share_reached(fleet, progress)
+        allowed = job_reasons(fleet, progress.job.terms, share_reached=reached) == Reason.ELIGIBLE
+        order = self._order if allowed.all() else self._order[allowed[self._order]]
+        return int(np.count_nonzero(self._eligible & allowed)), self._may & allowed, order
 
     def next_car(self, turn: Turn) -> int | None:
         """The best car for a job that nobody has given anything in this pass; then, in further laps, any with room."""
@@ -184,10 +183,8 @@ class Assignment:
         if capped(progress):
             may_see = share_cap(job.rows, job.terms.vehicle_share) - progress.seen.get(vehicle, 0)
         free, cars = max(1, progress.rows_free), turn.queue.cars
-        spend_ms = min(
-            spend_ms,
-            backlog_ms(row_ms=row_ms, rows_free=free, cars=cars, limits=sizing) - self._held_ms(row, progress),
-        )
+        most_ms = backlog_ms(row_ms=row_ms, rows_free=free, cars=cars, limits=sizing)
+        spend_ms = min(spend_ms, most_ms - self._held_ms(row, progress, begun_ms))
         taken: list[Range] = []
         expected_ms = row_ms
         while progress.free and room > 0 and held_ms - begun_ms < spend_ms:
@@ -229,11 +226,13 @@ class Assignment:
         turn.misses = 0
         return held_ms - begun_ms
 
-    def _held_ms(self, row: int, progress: JobProgress) -> float:
-        """Work that a car holds of one job: what it holds of others may not keep the last rows of this one from it."""
+    def _held_ms(self, row: int, progress: JobProgress, all_ms: float) -> float:
+        """Work that a car holds of one job, out of all that it holds: what it holds of others may not keep the last
+        rows of this one from it.
+        """
         held = self._tools.fleet.held.get(row, {})
         if held.keys() <= {progress.job.id}:
-            return float(self._tools.fleet.column["backlog_ms"][row])
+            return all_ms
         own = (progress.leases[chunk] for chunk in held.get(progress.job.id, ()))
         return sum(lease.rows * lease.row_ms for lease in own)
 
