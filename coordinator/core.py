@@ -233,6 +233,7 @@ class Core:
         vehicle, state = event.vehicle, event.state
         if self.fleet.is_outdated(vehicle, state):
             self.refusals["state_of_another_epoch"] += 1
+            return []
         if not self.fleet.set_state(vehicle, state):
             return []
         self._reasons_ms = -1

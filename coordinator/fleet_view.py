@@ -151,9 +151,7 @@ class FleetView:
         return state.epoch < known or (not state.online and state.epoch != known and known >= 0)
 
     def set_state(self, vehicle: str, state: State) -> bool:
-        """Take a birth or Will; return whether it changed anything. One that is outdated never does."""
-        if self.is_outdated(vehicle, state):
-            return False
+        """Take a birth or Will that is not outdated; return whether it changed anything."""
         row = self.row(vehicle)
         known = int(self.column["epoch"][row])
         changed = bool(self.column["online"][row]) != state.online or known != state.epoch
