@@ -1,9 +1,9 @@
 """Money and energy are exact: split, paid, stored in SQLite and summed up, over any order of events and restarts."""
 
-import sqlite3
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 from hypothesis import given, settings
@@ -297,7 +297,7 @@ class ReceiptsMachine(RuleBasedStateMachine):
         totals = core.totals
         return Counter(accepted=totals.energy_mwh, wasted=totals.wasted_energy_mwh, capped=totals.energy_capped_mwh)
 
-    def rows(self, query: str) -> list[sqlite3.Row]:
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
         return self.ledger._connection.execute(query).fetchall()
 
 

@@ -3,7 +3,7 @@
 -- name: add_model
 -- Keep a checked model; a model that is known already stays as it is.
 INSERT INTO models (digest, size, inputs, outputs, batch_rows)
-VALUES (:digest, :size, :inputs, :outputs, :batch_rows)
+VALUES (?, ?, ?, ?, ?)
 ON CONFLICT DO NOTHING;
 
 -- name: add_consent
@@ -22,11 +22,11 @@ SELECT vehicle, document, set_by, set_ms FROM consents WHERE vehicle = ? ORDER B
 -- name: add_job
 -- Keep a new, running job.
 INSERT INTO jobs (id, name, model, inputs, row_count, row_bytes, terms, created_ms, traceparent, tracestate)
-VALUES (:id, :name, :model, :inputs, :row_count, :row_bytes, :terms, :created_ms, :traceparent, :tracestate);
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: end_job
 -- Say how a running job came to its end; one that has ended stays as it is.
-UPDATE jobs SET state = :state, ended_ms = :ended_ms, error = :error WHERE id = :job AND state = 'running';
+UPDATE jobs SET state = ?, ended_ms = ?, error = ? WHERE id = ? AND state = 'running';
 
 -- name: add_lease
 -- Keep an open lease on a chunk.

@@ -1,0 +1,281 @@
+"""What the tables of a ledger hold of the coordinator's nouns, both ways, and in which order a round is written.
+
+The same for every engine. Pure: runs no statement and knows no engine.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import msgspec
+
+from coordinator.commands import (
+    AddConsent,
+    AddFailedRow,
+    AddJob,
+    AddModel,
+    AddRows,
+    EndJob,
+    EndLease,
+    GrantLease,
+    KeepConduct,
+    LedgerWrite,
+)
+from coordinator.model import AcceptedRows, Job, JobState, LeaseRecord, Model, Piece, VehicleConduct
+from fleet_wire.api import JobTerms, JobView, PolicyView, ReceiptView, TensorSpec
+from fleet_wire.policy import OwnerPolicy
+from fleet_wire.trace import parse_trace
+
+__all__ = [
+    "accepted_rows",
+    "decode_pieces",
+    "decode_policy",
+    "job_of",
+    "job_view",
+    "merged",
+    "model_of",
+    "month_text",
+    "policy_view",
+    "receipt_view",
+    "statements",
+]
+
+_encode_pieces = msgspec.msgpack.Encoder().encode
+decode_pieces = msgspec.msgpack.Decoder(tuple[Piece, ...]).decode
+decode_policy = msgspec.json.Decoder(OwnerPolicy).decode
+_decode_specs = msgspec.json.Decoder(tuple[TensorSpec, ...]).decode
+_decode_terms = msgspec.json.Decoder(JobTerms).decode
+
+_NOT_ENDED = (None, None)
+_NOTHING = (0, 0, 0, 0, 0)
+Row = tuple[Any, ...]
+
+
+def statements(writes: Sequence[LedgerWrite]) -> Iterator[tuple[str, list[Row]]]:
+    """The named statements that keep these writes, in the order in which they must run, each with its rows."""
+    groups: defaultdict[type[Any], list[Any]] = defaultdict(list)
+    for write in writes:
+        groups[type(write)].append(write)
+    # A job comes before its leases, and a lease before its end; else the order within a round is free.
+    parts: tuple[tuple[str, Iterable[Row]], ...] = (
+        ("add_model", (_model_row(write.model) for write in groups[AddModel])),
+        ("add_consent", map(_consent_row, groups[AddConsent])),
+        ("add_job", (_job_row(write.job) for write in groups[AddJob])),
+        ("add_lease", (_lease_row(write.lease) for write in groups[GrantLease])),
+        ("change_lease", _lease_changes(groups[EndLease], groups[AddRows])),
+        ("count_rows_released", _rows_released(groups[EndLease])),
+        ("add_result", (_result_row(write.rows) for write in groups[AddRows])),
+        ("add_receipts", _receipt_sums(groups[AddRows])),
+        ("add_failed_row", map(_failed_row, groups[AddFailedRow])),
+        ("keep_conduct", (_conduct_row(write.conduct) for write in groups[KeepConduct])),
+        ("end_job", map(_end_row, groups[EndJob])),
+    )
+    for name, rows in parts:
+        if listed := list(rows):
+            yield name, listed
+
+
+def _lease_changes(ends: Sequence[EndLease], added: Sequence[AddRows]) -> Iterator[Row]:
+    """Mostly a lease's last rows come with its end: then one statement does both."""
+    left = {(end.job, end.chunk): (end.end.value, end.ended_ms) for end in ends}
+    for part in chain.from_iterable(write.parts for write in added):
+        lease = (part.lease.job, part.lease.chunk)
+        ended = left.pop(lease, _NOT_ENDED)
+        yield (
+            *ended,
+            part.rows,
+            part.compute_us,
+            part.energy_mwh,
+            part.energy_pay_micro,
+            part.fee_pay_micro,
+            *lease,
+        )
+    for lease, ended in left.items():
+        yield ended + _NOTHING + lease
+
+
+def _rows_released(ends: Sequence[EndLease]) -> Iterator[Row]:
+    released: defaultdict[str, int] = defaultdict(int)
+    for end in ends:
+        if end.rows_back:
+            released[end.job] += end.rows_back
+    return ((rows, job) for job, rows in released.items())
+
+
+def _receipt_sums(added: Sequence[AddRows]) -> Iterator[Row]:
+    sums: defaultdict[tuple[str, str, int, int], list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
+    for write in added:
+        before: tuple[int, int] | None = None
+        for part in write.parts:  # of one job and one vehicle, and mostly of one month and one consent
+            lease = part.lease
+            if before != (now := (lease.month, lease.consent_version)):
+                before, total = now, sums[lease.job, lease.vehicle, *now]
+            total[0] += part.rows
+            total[1] += part.compute_us
+            total[2] += part.energy_mwh
+            total[3] += part.energy_pay_micro
+            total[4] += part.fee_pay_micro
+    return ((*key, *values) for key, values in sums.items())
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Ranges without gaps and overlaps between neighbours, in order."""
+    whole: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if whole and start <= whole[-1][1]:
+            whole[-1] = (whole[-1][0], max(stop, whole[-1][1]))
+        else:
+            whole.append((start, stop))
+    return tuple(whole)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _model_row(model: Model) -> Row:
+    return (model.digest, model.size, _json(model.inputs), _json(model.outputs), model.batch_rows)
+
+
+def model_of(row: Mapping[str, Any]) -> Model:
+    """A model from its row."""
+    return Model(
+        digest=row["digest"],
+        size=row["size"],
+        inputs=_decode_specs(row["inputs"]),
+        outputs=_decode_specs(row["outputs"]),
+        batch_rows=row["batch_rows"],
+    )
+
+
+def _consent_row(consent: AddConsent) -> Row:
+    policy = consent.policy
+    return (consent.vehicle, policy.version, policy.owner, _json(policy), consent.by, consent.set_ms)
+
+
+def _job_row(job: Job) -> Row:
+    return (
+        job.id,
+        job.name,
+        job.model,
+        job.inputs,
+        job.rows,
+        job.row_bytes,
+        _json(job.terms),
+        job.created_ms,
+        "" if job.trace is None else job.trace.traceparent,
+        "" if job.trace is None else job.trace.state,
+    )
+
+
+def job_of(row: Mapping[str, Any]) -> Job:
+    """A job from its row."""
+    return Job(
+        id=row["id"],
+        name=row["name"],
+        model=row["model"],
+        inputs=row["inputs"],
+        rows=row["row_count"],
+        row_bytes=row["row_bytes"],
+        terms=_decode_terms(row["terms"]),
+        created_ms=row["created_ms"],
+        trace=parse_trace(row["traceparent"], row["tracestate"]) if row["traceparent"] else None,
+    )
+
+
+def _end_row(end: EndJob) -> Row:
+    return (end.state.value, end.ended_ms, end.error, end.job)
+
+
+def _lease_row(lease: LeaseRecord) -> Row:
+    return (
+        lease.job,
+        lease.chunk,
+        lease.start,
+        lease.stop,
+        lease.vehicle,
+        lease.epoch,
+        lease.granted_ms,
+        lease.deadline_ms,
+        lease.consent_version,
+        lease.energy_micro_per_kwh,
+        lease.pay_micro_per_h,
+        lease.month,
+        lease.copy_of,
+    )
+
+
+def _failed_row(write: AddFailedRow) -> Row:
+    return (write.job, write.row.row, write.row.attempts, write.row.error)
+
+
+def _conduct_row(conduct: VehicleConduct) -> Row:
+    return (
+        conduct.vehicle,
+        conduct.strikes,
+        conduct.quarantined_until_ms,
+        conduct.leases_kept,
+        conduct.leases_ended,
+    )
+
+
+def _result_row(rows: AcceptedRows) -> Row:
+    return (
+        rows.seq,
+        rows.job,
+        rows.vehicle,
+        rows.accepted_ms,
+        rows.compute_ms,
+        rows.energy_mwh,
+        rows.pay_micro,
+        _encode_pieces(rows.pieces),
+        rows.payload_ref,
+        rows.payload,
+    )
+
+
+def month_text(month: int) -> str:
+    """202611 as 2026-11; empty when there is no month."""
+    return f"{month // 100}-{month % 100:02}" if month else ""
+
+
+def receipt_view(row: Mapping[str, Any]) -> ReceiptView:
+    """A receipt from the row of its lease."""
+    facts = {name: value for name, value in row.items() if name != "rows_done"}
+    facts |= {"month": month_text(row["month"]), "rows": row["rows_done"]}
+    return ReceiptView(cursor=f"{row['job']}.{row['chunk']}", **facts)
+
+
+def job_view(row: Mapping[str, Any]) -> JobView:
+    """A job as clients see it."""
+    running = row["state"] == JobState.RUNNING.value
+    return JobView(
+        id=row["id"],
+        name=row["name"],
+        model=row["model"],
+        state=row["state"],
+        rows=row["row_count"],
+        rows_done=row["rows_done"],
+        rows_leased=row["rows_leased"] if running else 0,
+        created_ms=row["created_ms"],
+        ended_ms=row["ended_ms"],
+        error=row["error"],
+        rows_duplicate=0,  # duplicates change nothing, so the ledger does not know of them
+        rows_released_again=row["rows_released_again"],
+        compute_ms=row["compute_us"] / 1000,
+        energy_mwh=row["energy_mwh"],
+        pay_micro=row["pay_micro"],
+        vehicles=row["vehicles"],
+        rows_failed=row["rows_failed"],
+    )
+
+
+def policy_view(row: Mapping[str, Any]) -> PolicyView:
+    """A version of an owner's policy from its row."""
+    return PolicyView(row["vehicle"], decode_policy(row["document"]), row["set_by"], row["set_ms"])
+
+
+def accepted_rows(row: Mapping[str, Any]) -> AcceptedRows:
+    """Accepted rows from the row of their result."""
+    return AcceptedRows(**{**row, "pieces": decode_pieces(row["pieces"])})
