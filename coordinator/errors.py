@@ -1,6 +1,6 @@
 """Errors that reach people, each with its code, and whose fault it was. Vendor exceptions never leave their adapter."""
 
-__all__ = ["BadTariff", "CoordinatorError", "Rejected", "ResourceMissing", "StoreUnavailable"]
+__all__ = ["BadTariff", "CoordinatorError", "LedgerHeld", "Rejected", "ResourceMissing", "StoreUnavailable"]
 
 
 class CoordinatorError(Exception):
@@ -29,3 +29,10 @@ class ResourceMissing(CoordinatorError):
 
 class StoreUnavailable(CoordinatorError):
     """Ours: a store did not do what it was asked."""
+
+
+class LedgerHeld(StoreUnavailable):
+    """Nobody's: another coordinator writes this ledger, and this one may wait to take over."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("ledger_held", detail)

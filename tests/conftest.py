@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from idlewheel.brokers import Broker, find_mosquitto, start_broker
 from tests.influx import InfluxProcess, require_influxd
+from tests.postgres import PostgresProcess, require_postgres
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("untimed", deadline=None, derandomize="CI" in os.environ)
@@ -68,3 +69,12 @@ def influx_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[st
     yield of
     for server in running.values():
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresProcess]:
+    """A running PostgreSQL, shared by all tests: each makes a database of its own, and none hurts it."""
+    server = PostgresProcess(require_postgres())
+    server.start()
+    yield server
+    server.close()

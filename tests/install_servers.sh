@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs from Debian's packages what the tests need and this machine lacks: make, Python's venv module, Mosquitto, InfluxDB
-# 1.6.7, promtool. Where Go is, it also builds InfluxDB 1.8.10 into a cache folder.
+# 1.6.7, PostgreSQL, promtool. Where Go is, it also builds InfluxDB 1.8.10 into a cache folder.
 # `--peers` adds redis-server, on which the benchmark of Celery stands. Needs root. The tests start Mosquitto themselves, so the service that the package sets up is stopped and disabled.
 set -euo pipefail
 
@@ -9,6 +9,7 @@ command -v make >/dev/null || missing+=(make)
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 PATH="$PATH:/usr/sbin" command -v mosquitto >/dev/null || missing+=(mosquitto)
 command -v influxd >/dev/null || missing+=(influxdb)
+compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql)
 if [[ "${1:-}" == --peers ]]; then
     command -v redis-server >/dev/null || missing+=(redis-server)
 fi
@@ -41,13 +42,19 @@ if [[ " ${missing[*]} " == *" influxdb "* && ! -e /usr/sbin/policy-rc.d ]]; then
     printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
     chmod +x /usr/sbin/policy-rc.d
 fi
+if [[ " ${missing[*]} " == *" postgresql "* && ! -e /etc/postgresql-common/createcluster.conf ]]; then
+    # The tests make servers of their own: Debian's need not even be there.
+    mkdir --parents /etc/postgresql-common
+    echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
+    export UCF_FORCE_CONFFOLD=1
+fi
 apt-get update -qq
 ((!promtool_missing)) || install_promtool
 ((${#missing[@]})) || exit 0
 apt-get install -qq --yes --no-install-recommends "${missing[@]}" >/dev/null
 
 # A server that was here before is somebody's, and stays as it is.
-for server in mosquitto redis-server influxdb; do
+for server in mosquitto redis-server influxdb postgresql; do
     [[ " ${missing[*]} " == *" $server "* ]] || continue
     if [[ -d /run/systemd/system ]]; then
         systemctl disable --now --quiet "$server"

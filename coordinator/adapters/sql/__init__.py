@@ -1,21 +1,61 @@
-"""SQL kept in files: queries by name, migrations by number. Only reads those files; never runs a statement."""
+"""SQL kept in files: queries by name, migrations by number. Only reads those files; never runs a statement.
+
+Both are written once, for SQLite. PostgreSQL gets the same text with other names for the column types and with its own
+placeholders, so they use nothing else that differs: INTEGER, REAL, TEXT and BLOB are the only types, an upsert names
+its key, and columns that it adds to are written with their table. Text sorts by its bytes in both. What only PostgreSQL
+has, the table of cells, is in `cells.sql`.
+"""
 
 import re
 from importlib.resources import files
+from typing import Final
 
-__all__ = ["migrations", "named_queries"]
+__all__ = ["cell_queries", "migrations", "named_queries", "postgres_migrations", "postgres_queries"]
 
-_NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
+_NAME: Final = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
+_COMMENT: Final = re.compile(r"--[^\n]*")
+_PLACEHOLDER: Final = re.compile(r"\?|(?<!:):(\w+)")
+_TYPE: Final = re.compile(r"\b(INTEGER|REAL|TEXT|BLOB)\b| WITHOUT ROWID")
+_POSTGRES_TYPES: Final = {
+    "INTEGER": "BIGINT",
+    "REAL": "DOUBLE PRECISION",
+    "TEXT": 'TEXT COLLATE "C"',
+    "BLOB": "BYTEA",
+    " WITHOUT ROWID": "",
+}
 
 
 def named_queries() -> dict[str, str]:
     """Each statement of queries.sql by its name, with the comment that describes it."""
-    text = (files(__name__) / "queries.sql").read_text(encoding="utf-8")
-    parts = _NAME.split(text)[1:]
-    return dict(zip(parts[::2], parts[1::2], strict=True))
+    return _named("queries.sql")
+
+
+def postgres_queries() -> dict[str, str]:
+    """The same with PostgreSQL's placeholders, and without comments, in which those would count."""
+    return {name: _with_placeholders(text) for name, text in _named("queries.sql").items()}
+
+
+def cell_queries() -> dict[str, str]:
+    """Each statement of cells.sql by its name."""
+    return {name: _with_placeholders(text) for name, text in _named("cells.sql").items()}
 
 
 def migrations() -> list[tuple[int, str]]:
     """Scripts by the version they lead to, in order."""
     scripts = [entry for entry in (files(__name__) / "migrations").iterdir() if entry.name.endswith(".sql")]
     return sorted((int(script.name.partition("_")[0]), script.read_text(encoding="utf-8")) for script in scripts)
+
+
+def postgres_migrations() -> list[tuple[int, str]]:
+    """The same with PostgreSQL's types."""
+    return [(version, _TYPE.sub(lambda found: _POSTGRES_TYPES[found[0]], script)) for version, script in migrations()]
+
+
+def _named(file: str) -> dict[str, str]:
+    parts = _NAME.split((files(__name__) / file).read_text(encoding="utf-8"))[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _with_placeholders(statement: str) -> str:
+    plain = _COMMENT.sub("", statement).replace("%", "%%").strip()
+    return _PLACEHOLDER.sub(lambda found: f"%({found[1]})s" if found[1] else "%s", plain)

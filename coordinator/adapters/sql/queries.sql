@@ -1,4 +1,4 @@
--- Every statement that the ledger runs, besides its migrations.
+-- Every statement that a ledger runs on any engine, besides its migrations. See __init__.py for what both understand.
 
 -- name: add_model
 -- Keep a checked model; a model that is known already stays as it is.
@@ -63,12 +63,12 @@ INSERT INTO receipt_sums (
     job, vehicle, month, consent_version, rows_done, compute_us, energy_mwh, energy_pay_micro, fee_pay_micro
 )
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET
-    rows_done = rows_done + excluded.rows_done,
-    compute_us = compute_us + excluded.compute_us,
-    energy_mwh = energy_mwh + excluded.energy_mwh,
-    energy_pay_micro = energy_pay_micro + excluded.energy_pay_micro,
-    fee_pay_micro = fee_pay_micro + excluded.fee_pay_micro;
+ON CONFLICT (job, vehicle, month, consent_version) DO UPDATE SET
+    rows_done = receipt_sums.rows_done + excluded.rows_done,
+    compute_us = receipt_sums.compute_us + excluded.compute_us,
+    energy_mwh = receipt_sums.energy_mwh + excluded.energy_mwh,
+    energy_pay_micro = receipt_sums.energy_pay_micro + excluded.energy_pay_micro,
+    fee_pay_micro = receipt_sums.fee_pay_micro + excluded.fee_pay_micro;
 
 -- name: add_failed_row
 -- Keep that a row was given up, and why.
@@ -77,7 +77,7 @@ INSERT INTO failed_rows (job, row, attempts, error) VALUES (?, ?, ?, ?);
 -- name: keep_conduct
 -- Keep how a vehicle conducts itself.
 INSERT INTO conduct (vehicle, strikes, quarantined_until_ms, leases_kept, leases_ended) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET
+ON CONFLICT (vehicle) DO UPDATE SET
     strikes = excluded.strikes,
     quarantined_until_ms = excluded.quarantined_until_ms,
     leases_kept = excluded.leases_kept,
@@ -154,18 +154,18 @@ FROM receipt_sums GROUP BY vehicle ORDER BY vehicle;
 -- name: statement
 -- Sums of receipts by owner, vehicle, job or month, filtered by the same. A consent that is not on record has no owner.
 SELECT
-    CASE :by
+    CASE CAST(:by AS TEXT)
         WHEN 'owner' THEN coalesce(owner, '')
         WHEN 'vehicle' THEN receipt_sums.vehicle
         WHEN 'job' THEN job
-        ELSE month
+        ELSE CAST(month AS TEXT)
     END AS line,
     sum(rows_done), sum(compute_us), sum(energy_mwh), sum(energy_pay_micro), sum(fee_pay_micro)
 FROM receipt_sums LEFT JOIN consents ON consents.vehicle = receipt_sums.vehicle AND version = consent_version
-WHERE (:owner IS NULL OR owner = :owner)
-    AND (:vehicle IS NULL OR receipt_sums.vehicle = :vehicle)
-    AND (:job IS NULL OR job = :job)
-    AND (:month IS NULL OR month = :month)
+WHERE (CAST(:owner AS TEXT) IS NULL OR owner = :owner)
+    AND (CAST(:vehicle AS TEXT) IS NULL OR receipt_sums.vehicle = :vehicle)
+    AND (CAST(:job AS TEXT) IS NULL OR job = :job)
+    AND (CAST(:month AS INTEGER) IS NULL OR month = :month)
 GROUP BY line ORDER BY line;
 
 -- name: receipts
@@ -176,13 +176,13 @@ FROM leases LEFT JOIN consents ON consents.vehicle = leases.vehicle AND version 
 WHERE (job, chunk) > (:after_job, :after_chunk)
     AND job IN (
         SELECT job FROM receipt_sums
-        WHERE (:vehicle IS NULL OR vehicle = :vehicle) AND (:job IS NULL OR job = :job)
-            AND (:month IS NULL OR month = :month)
+        WHERE (CAST(:vehicle AS TEXT) IS NULL OR vehicle = :vehicle) AND (CAST(:job AS TEXT) IS NULL OR job = :job)
+            AND (CAST(:month AS INTEGER) IS NULL OR month = :month)
     )
     AND rows_done > 0
-    AND (:owner IS NULL OR owner = :owner)
-    AND (:vehicle IS NULL OR leases.vehicle = :vehicle)
-    AND (:month IS NULL OR month = :month)
+    AND (CAST(:owner AS TEXT) IS NULL OR owner = :owner)
+    AND (CAST(:vehicle AS TEXT) IS NULL OR leases.vehicle = :vehicle)
+    AND (CAST(:month AS INTEGER) IS NULL OR month = :month)
 ORDER BY job, chunk LIMIT :limit;
 
 -- name: next_seq
