@@ -27,6 +27,7 @@ __all__ = [
     "Command",
     "EndJob",
     "EndLease",
+    "FindOut",
     "GrantLease",
     "KeepConduct",
     "LedgerWrite",
@@ -141,4 +142,12 @@ class SendPolicy:
     policy: OwnerPolicy
 
 
-Command = LedgerWrite | SendTask | SendControl | SendPolicy
+@dataclass(frozen=True, slots=True)
+class FindOut:
+    """Have the coordinator compute rows of a job itself; the answer comes as one or more `RowsKnown`."""
+
+    job: str
+    rows: tuple[int, ...]
+
+
+Command = LedgerWrite | SendTask | SendControl | SendPolicy | FindOut

@@ -22,6 +22,7 @@ __all__ = [
     "PlugHistory",
     "PolicySet",
     "RowsFailed",
+    "RowsKnown",
     "RowsReceived",
     "TaskRefused",
     "TaskUndelivered",
@@ -158,6 +159,19 @@ class RowsFailed:
 
     vehicle: str
     failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class RowsKnown:
+    """Rows that the coordinator computed itself. `payload` is the MessagePack list of their outputs, in that order.
+
+    It is None where these rows can't be computed here, and `error` says why.
+    """
+
+    job: str
+    rows: tuple[int, ...]
+    payload: bytes | None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ GET    /v1/health                     HealthView
 Errors are Problem objects (RFC 9457) with a fitting status.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, convert, to_builtins
 
@@ -48,7 +48,9 @@ __all__ = [
     "RowsFrame",
     "StatementLine",
     "TensorSpec",
+    "Tolerance",
     "VehicleView",
+    "Verification",
 ]
 
 
@@ -83,6 +85,30 @@ class ModelView(Struct, frozen=True):
     batch_rows: int | None = None
 
 
+class Tolerance(Struct, forbid_unknown_fields=True, frozen=True):
+    """Floating-point numbers a and b agree when |a - b| <= absolute + relative * max(|a|, |b|)."""
+
+    absolute: Annotated[float, Meta(ge=0, le=1e300)] = 0.0
+    relative: Annotated[float, Meta(ge=0, le=1)] = 0.0
+
+
+class Verification(Struct, forbid_unknown_fields=True, frozen=True):
+    """How the rows of a job are verified before they count.
+
+    `none`: every car is believed. `canaries`: the coordinator computes `canary_share` of the rows itself, and a car
+    that answers one of them wrongly is found out. `adaptive`: a car's rows are computed a second time by another one,
+    fewer the more of them were right, so that at most about `wrong_share` of the accepted rows are wrong. `quorum`:
+    every row is computed until that many different cars agree. `tolerances` are by the name of an output and only for
+    those of floating point; all else must be equal.
+    """
+
+    rule: Literal["none", "canaries", "adaptive", "quorum"] = "none"
+    quorum: Annotated[int, Meta(ge=2, le=5)] = 2
+    canary_share: Annotated[float, Meta(gt=0, le=0.5)] = 0.02
+    wrong_share: Annotated[float, Meta(ge=1e-6, le=0.1)] = 1e-4
+    tolerances: Annotated[dict[str, Tolerance], Meta(max_length=64)] = {}
+
+
 class JobTerms(Struct, frozen=True):
     """What a job asks for. `chunk_rows` None lets the coordinator size chunks; higher `priority` goes first.
 
@@ -98,6 +124,7 @@ class JobTerms(Struct, frozen=True):
     purpose: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,32}$(?!\n)")] = "general"
     price_ceiling_micro_per_kwh: Annotated[int, Meta(ge=0, le=1 << 53)] | None = None
     vehicle_share: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    verification: Verification = Verification()
 
 
 class JobRequest(Struct, frozen=True):
