@@ -209,7 +209,7 @@ class Assignment:
             count = 1
             if fixed and may_see == job.rows and isnan(stay_ms):  # all chunks are alike
                 count = min(room, ceil((spend_ms - held_ms + begun_ms) / max(expected_ms * wanted, 1e-6)))
-            chunks = progress.take(vehicle, wanted, turn.queue.others_left, count)
+            chunks = progress.take(vehicle, wanted, turn.queue.others_left, count, taken)
             if not chunks:
                 break
             rows = sum(stop - start for start, stop in chunks)

@@ -291,6 +291,7 @@ class Core:
         parts = self._settlement.settle(event, progress, fresh, now_ms)
         commands: list[Command] = []
         if pieces:
+            progress.rows_done += sum(fresh)
             commands.append(AddRows(self._accepted(event, pieces, parts, now_ms), parts))
         if progress.rows_duplicate > duplicates:
             self.refusals["result_duplicate_rows"] += progress.rows_duplicate - duplicates
@@ -334,7 +335,7 @@ class Core:
 
     def _end_if_finished(self, progress: JobProgress, now_ms: int) -> list[Command]:
         """End a job of which nothing is left to compute, or that fails almost everywhere."""
-        if progress.finished:
+        if not progress.left:
             error = failure_text(list(progress.failed.values()))
             return self._end_job(progress.job.id, JobState.FAILED if error else JobState.DONE, error, now_ms)
         if is_lost(len(progress.failed), progress.rows_done, self.policy.failures):

@@ -16,6 +16,7 @@ from coordinator.explain import explain_job
 from coordinator.model import AcceptedRows, Job, JobState, Model
 from coordinator.policy_drafts import checked_policy
 from coordinator.ports import BlobStore, InputReader, Ledger, ModelInspector, ReceiptFilter, StoreStatus
+from coordinator.progress import row_range
 from coordinator.rules.eligibility import Reason
 from coordinator.rules.fit import input_fault
 from coordinator.views import job_view, vehicle_view, vehicle_views
@@ -235,11 +236,14 @@ class CoordinatorDesk:
         return decode_bundle(await self._blobs.read(accepted.payload_ref, 0, size))
 
     async def input_rows(self, job: str, start: int, stop: int) -> bytes:
-        """The bundle of these input rows. Raises ResourceMissing."""
+        """The bundle of the input rows of these slots. Raises ResourceMissing."""
         progress = self._core.jobs.get(job)
-        if progress is None or not 0 <= start < stop <= progress.job.rows:
+        if progress is None or not 0 <= start < stop <= progress.layers * progress.job.rows:
             raise ResourceMissing("rows_unknown", f"job {job!r} does not run or has no rows {start} to {stop}")
-        return encode_bundle(decode_tensors(await self._inputs.gather(progress.job.inputs, [(start, stop)])))
+        rows = row_range(progress.job, start, stop)
+        if rows[1] > progress.job.rows:
+            raise ResourceMissing("rows_unknown", f"{start} to {stop} are not of one layer of job {job!r}")
+        return encode_bundle(decode_tensors(await self._inputs.gather(progress.job.inputs, [rows])))
 
     async def statement(self, by: str, only: ReceiptFilter) -> list[StatementLine]:
         """Sums of receipts of each owner, vehicle, job or month."""

@@ -18,6 +18,7 @@ from coordinator.errors import CoordinatorError
 from coordinator.events import TaskUndelivered
 from coordinator.model import Job, LeaseRecord, Model
 from coordinator.ports import InputReader
+from coordinator.progress import row_range
 from fleet_link import LinkError, LinkLost, Session, Tracer
 from fleet_wire.bundle import encode_bundle
 from fleet_wire.codec import CONTROL, POLICY, TASK
@@ -142,13 +143,14 @@ class Dispatch:
 
     async def _tasks(self, command: SendTask, job: Job, model: Model) -> list[tuple[Task, Sequence[LeaseRecord]]]:
         """One task with its inputs inside or, where they are too large for a packet, one a lease with a reference."""
-        inputs = await self._inputs.gather(job.inputs, [(lease.start, lease.stop) for lease in command.leases])
+        rows_of = [row_range(job, lease.start, lease.stop) for lease in command.leases]
+        inputs = await self._inputs.gather(job.inputs, rows_of)
         size = sum(len(tensor.data) for tensor in inputs) + 16 * len(command.leases)
         if size + _PACKET_OVERHEAD_BYTES <= self._packet_limit():
             return [(_task(command, job, model, command.leases, inputs=inputs), command.leases)]
         tasks: list[tuple[Task, Sequence[LeaseRecord]]] = []
-        for lease in command.leases:
-            rows = await self._inputs.gather(job.inputs, [(lease.start, lease.stop)])
+        for lease, rows_range in zip(command.leases, rows_of, strict=True):
+            rows = await self._inputs.gather(job.inputs, [rows_range])
             data = encode_bundle(decode_tensors(rows))
             path = f"/v1/jobs/{job.id}/inputs/{lease.start}-{lease.stop}"
             ref = BlobRef(hashlib.sha256(data).hexdigest(), len(data), path)

@@ -3,6 +3,10 @@
 Every row is settled (done, or given up because it fails everywhere), or lies under exactly one open lease and perhaps
 under one copy of that lease, or is free. Rows that arrive late for a lease that has ended may be free or under another
 car's lease by then: they count as done at once, and what comes after is a duplicate. Decides nothing.
+
+A job whose rows several cars compute has its rows several times, in layers: what is leased, sent and answered are
+slots, and slot = layer * rows + row. A chunk lies in one layer, and no car gets two slots of one row. Any other job has
+one layer, and a slot is a row.
 """
 
 from collections import deque
@@ -16,9 +20,11 @@ from numpy.typing import NDArray
 from coordinator.model import FailedRow, Job, LeaseRecord, Piece, Rest
 from fleet_wire.messages import Span
 
-__all__ = ["Charge", "JobProgress", "OpenLease", "OthersLeft", "Range"]
+__all__ = ["Charge", "JobProgress", "OpenLease", "OthersLeft", "Range", "layers_of", "row_range"]
 
 _MOST_CHARGES = 255
+_WINDOW = 4096  # slots that are looked at together for a car's own
+_BLOCKS = 64  # of a job that needs a quorum: the next is given when this one is in all layers
 
 Range = tuple[int, int]
 OthersLeft = Callable[[Collection[str]], bool]
@@ -53,11 +59,21 @@ class Charge:
 
 @dataclass(slots=True)
 class JobProgress:
-    """The changing side of a job. `suspects` are rows that failed, and at which cars; `alone` by themselves."""
+    """The changing side of a job. `suspects` are slots that failed, and at which cars; `alone` by themselves.
+
+    `left` counts slots that are not settled; `rows_done` rows that reach the client, which whoever accepts them counts.
+    `answered` says whose the answer in each slot is, by the number of the car, or -1; only where rows are verified.
+    `paused` are cars that get no more rows of the first layer for now.
+    """
 
     job: Job
     settled: NDArray[np.bool_]
     free: deque[Range]
+    layers: int = 1
+    answered: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    cars: dict[str, int] = field(default_factory=dict)
+    paused: set[str] = field(default_factory=set)
+    left: int = 0
     rows_free: int = 0
     rows_done: int = 0
     rows_leased: int = 0
@@ -77,11 +93,15 @@ class JobProgress:
     pay_micro: int = 0
     rests: dict[str, Rest] = field(default_factory=dict)
     _settled_in_free: bool = False
+    _chunks: dict[str, set[int]] = field(default_factory=dict)
 
     @classmethod
     def fresh(cls, job: Job) -> "JobProgress":
-        """All rows free."""
-        return cls(job, np.zeros(job.rows, dtype=np.bool_), deque([(0, job.rows)]), job.rows)
+        """All rows free, in all layers that are open from the start."""
+        settled = np.zeros(layers_of(job) * job.rows, dtype=np.bool_)
+        if job.terms.verification.rule == "adaptive":
+            settled[job.rows :] = True
+        return cls._of(job, settled)
 
     @classmethod
     def restored(
@@ -91,43 +111,67 @@ class JobProgress:
         leases: Iterable[LeaseRecord],
         row_ms: float,
         failed: Iterable[FailedRow] = (),
+        settled: NDArray[np.bool_] | None = None,
     ) -> "JobProgress":
-        """What a ledger remembers: `done` ranges, rows given up, open leases by chunk, and everything else free."""
-        progress = cls(job, np.zeros(job.rows, dtype=np.bool_), deque())
+        """What a ledger remembers: `done` ranges, rows given up, open leases by chunk, and everything else free.
+
+        Where rows are verified, `settled` says which slots are neither free nor leased.
+        """
+        is_done = np.zeros(job.rows, dtype=np.bool_)
         for start, stop in done:
-            progress.settled[start:stop] = True
-        progress.rows_done = int(np.count_nonzero(progress.settled))
-        for row in failed:
-            progress.settled[row.row] = True
-            progress.failed[row.row] = row
-        taken = progress.settled.copy()
+            is_done[start:stop] = True
+        given_up = {row.row: row for row in failed}
+        if settled is None:
+            settled = is_done.copy()
+            settled[list(given_up)] = True
+        progress = cls._of(job, settled, leases, row_ms)
+        progress.rows_done = int(np.count_nonzero(is_done))
+        progress.failed = given_up
+        return progress
+
+    @classmethod
+    def _of(
+        cls, job: Job, settled: NDArray[np.bool_], leases: Iterable[LeaseRecord] = (), row_ms: float = 0.0
+    ) -> "JobProgress":
+        progress = cls(job, settled, deque(), len(settled) // job.rows)
+        if job.terms.verification.rule != "none":
+            progress.answered = np.full(len(settled), -1, dtype=np.int32)
+        progress.left = len(settled) - int(np.count_nonzero(settled))
+        taken = settled.copy()
         for record in leases:
             progress._open(record, row_ms, float(record.deadline_ms))
             taken[record.start : record.stop] = True
-        progress.free.extend(_gaps(taken, 0))
-        progress.rows_free = sum(stop - start for start, stop in progress.free)
+        progress.free.extend(progress._runs(taken))
+        progress.rows_free = len(taken) - int(np.count_nonzero(taken))
         return progress
 
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to compute."""
-        return self.rows_done + len(self.failed) == self.job.rows
+    def _runs(self, taken: NDArray[np.bool_]) -> Iterator[Range]:
+        """Runs of free slots in the order in which they are to be given: what a row still lacks comes first."""
+        rows = self.job.rows
+        block = -(-rows // _BLOCKS) if self.job.terms.verification.rule == "quorum" else rows
+        for first in range(0, rows, block):
+            for layer in reversed(range(self.layers)):
+                start = layer * rows + first
+                yield from _gaps(taken[start : start + min(block, rows - first)], start)
 
-    @property
-    def rows_left(self) -> int:
-        """Rows that are still to be computed."""
-        return self.job.rows - self.rows_done - len(self.failed)
+    def take(
+        self, vehicle: str, rows: int, others_left: OthersLeft, count: int = 1, before: Sequence[Range] = ()
+    ) -> list[Range]:
+        """Remove up to `count` chunks of up to `rows` adjacent free slots and return them.
 
-    def take(self, vehicle: str, rows: int, others_left: OthersLeft, count: int = 1) -> list[Range]:
-        """Remove up to `count` chunks of up to `rows` adjacent free rows and return them.
+        `before` are chunks that this vehicle has taken already and that are not granted yet.
 
         Rows that have failed at this vehicle before, or by themselves, are left to the others, while `others_left` says
         that some car may work that is not among those where they failed so.
         """
-        if self.suspects or self._settled_in_free:
-            found = (self._take_carefully(vehicle, rows, others_left) for _ in range(count))
-            return [chunk for chunk in found if chunk is not None]
         taken: list[Range] = []
+        if self.suspects or self._settled_in_free or self.layers > 1 or vehicle in self.paused:
+            while len(taken) < count:
+                chunk = self._take_carefully(vehicle, rows, others_left, [*before, *taken])
+                if chunk is None:
+                    break
+                taken.append(chunk)
+            return taken
         while self.free and len(taken) < count:
             start, stop = self.free.popleft()
             end = min(stop, start + rows * (count - len(taken)))
@@ -137,8 +181,13 @@ class JobProgress:
                 self.free.appendleft((end, stop))
         return taken
 
-    def _take_carefully(self, vehicle: str, rows: int, others_left: OthersLeft) -> Range | None:
-        """One chunk, where free rows may have failed or been settled."""
+    def _take_carefully(
+        self, vehicle: str, rows: int, others_left: OthersLeft, before: Sequence[Range]
+    ) -> Range | None:
+        """One chunk, where free slots may have failed or been settled, or be of rows that the vehicle has already.
+
+        `before` are slots that it takes at the same time.
+        """
         passed_over: list[Range] = []
         taken: Range | None = None
         while self.free and taken is None:
@@ -149,20 +198,57 @@ class JobProgress:
                 self.rows_free -= late
                 if start == stop:
                     continue
-            run = _leading(~self.settled[start : min(stop, start + rows)])
-            if self.suspects:
-                run = self._unsuspected(start, run)
-            if start + run < stop:
-                self.free.appendleft((start + run, stop))
-            tried = (self.suspects.get(start, ()), self.alone.get(start, ()))
-            if any(vehicle in failed_at and others_left(failed_at) for failed_at in tried):
-                passed_over.append((start, start + run))
+            end, is_given = self._reach(vehicle, start, stop, before)
+            if is_given:
+                end = start + _leading(~self.settled[start : min(end, start + rows)])
+                if self.suspects:
+                    end = start + self._unsuspected(start, end - start)
+                tried = (self.suspects.get(start, ()), self.alone.get(start, ()))
+                is_given = not any(vehicle in failed_at and others_left(failed_at) for failed_at in tried)
+            if end < stop:
+                self.free.appendleft((end, stop))
+            if is_given:
+                taken = (start, end)
+                self.rows_free -= end - start
             else:
-                taken = (start, start + run)
-                self.rows_free -= run
+                self._pass_over(passed_over, (start, end))
         self.free.extendleft(reversed(passed_over))
         self._settled_in_free &= bool(self.free)
         return taken
+
+    def _reach(self, vehicle: str, start: int, stop: int, before: Sequence[Range]) -> tuple[int, bool]:
+        """Up to where the free slots from `start` on are alike to a vehicle, and whether it may have them."""
+        if vehicle in self.paused and start < self.job.rows:
+            return stop, False
+        if self.layers == 1:
+            return stop, True
+        mine = self._mine(vehicle, start, min(stop, start + _WINDOW), before)
+        return start + _leading(mine if mine[0] else ~mine), not mine[0]
+
+    def _pass_over(self, passed_over: list[Range], piece: Range) -> None:
+        """Note slots that stay free; in one piece with those before them, so that looking does not cut them up."""
+        start, stop = piece
+        if passed_over and passed_over[-1][1] == start and start % self.job.rows:
+            start = passed_over.pop()[0]
+        passed_over.append((start, stop))
+
+    def has_of(self, vehicle: str, start: int, stop: int) -> bool:
+        """Whether a vehicle has a slot, in whatever layer, of the rows of these slots; not asked for one layer."""
+        return self.layers > 1 and bool(self._mine(vehicle, start, stop, ()).any())
+
+    def _mine(self, vehicle: str, start: int, stop: int, before: Iterable[Range]) -> NDArray[np.bool_]:
+        """Of which rows of these slots, all of one layer, a vehicle holds or has answered a slot."""
+        rows = self.job.rows
+        first, width = start % rows, stop - start
+        mine = np.zeros(width, dtype=np.bool_)
+        number = self.cars.get(vehicle)
+        if number is not None:
+            mine |= (self.answered.reshape(self.layers, rows)[:, first : first + width] == number).any(axis=0)
+        records = (self.leases[chunk].record for chunk in self._chunks.get(vehicle, ()))
+        for held_start, held_stop in [*((record.start, record.stop) for record in records), *before]:
+            begin = held_start % rows - first
+            mine[max(0, begin) : max(0, begin + held_stop - held_start)] = True
+        return mine
 
     def _unsuspected(self, start: int, run: int) -> int:
         """Suspects go one by one, so that a bad row takes no neighbours along."""
@@ -185,6 +271,8 @@ class JobProgress:
     def _open(self, record: LeaseRecord, row_ms: float, expected_ms: float) -> None:
         lease = self.leases[record.chunk] = OpenLease(record, row_ms, expected_ms)
         self.granted[record.chunk] = record
+        if self.layers > 1:
+            self._chunks.setdefault(record.vehicle, set()).add(record.chunk)
         original = None if record.copy_of is None else self.leases.get(record.copy_of)
         if original is None:
             self.rows_leased += record.stop - record.start
@@ -226,7 +314,7 @@ class JobProgress:
         for first, last in [(start, stop)] if not flags.any() else _gaps(flags, start):
             _append_piece(pieces, Piece(first, last, offset + first - start))
             count += last - first
-        self.rows_done += count
+        self.left -= count
         self.rows_duplicate += stop - start - count
         flags[:] = True
         self._settled_in_free |= late and count > 0
@@ -275,11 +363,33 @@ class JobProgress:
     def give_up(self, row: FailedRow) -> None:
         """Settle a row that can't be computed: it is reported, and nobody gets it any more."""
         self.failed[row.row] = row
-        self.settled[row.row] = True
-        self._clear(row.row)
-        parts = ((part for part in _without(piece, row.row) if part[0] < part[1]) for piece in self.free)
-        self.free = deque(part for pair in parts for part in pair)
-        self.rows_free = sum(stop - start for start, stop in self.free)
+        self.close(np.array([row.row]))
+
+    def close(self, slots: NDArray[np.int64]) -> None:
+        """Settle slots, leased or free, that need not be computed any more: see `completed`."""
+        self.settled[slots] = True
+        self.left -= len(slots)
+        for slot in slots.tolist() if self.suspects else ():
+            self._clear(slot)
+        self._settled_in_free = True
+        self._prune()
+
+    def reopen(self, slots: NDArray[np.int64]) -> None:
+        """Let settled slots, in order, be computed, or computed again, before all others that are free."""
+        self._prune()
+        self.settled[slots] = False
+        self.left += len(slots)
+        self.rows_free += len(slots)
+        cuts = np.flatnonzero((np.diff(slots) != 1) | (slots[1:] % self.job.rows == 0)) + 1
+        runs = zip([0, *cuts.tolist()], [*cuts.tolist(), len(slots)], strict=True)
+        self.free.extendleft(reversed([(int(slots[first]), int(slots[last - 1]) + 1) for first, last in runs]))
+
+    def _prune(self) -> None:
+        """Free slots that have been settled are free no more, or they would be free twice when they are reopened."""
+        if self._settled_in_free:
+            self.free = deque(run for start, stop in self.free for run in _gaps(self.settled[start:stop], start))
+            self.rows_free = sum(stop - start for start, stop in self.free)
+            self._settled_in_free = False
 
     def judged(self) -> list[str]:
         """Vehicles at which rows failed that came out well since; each charge is brought once.
@@ -289,7 +399,8 @@ class JobProgress:
         open_charges: list[Charge] = []
         guilty: list[str] = []
         for charge in self.charges:
-            if any(charge.start <= row < charge.stop for row in self.failed):
+            first = charge.start % self.job.rows
+            if any(first <= row < first + charge.stop - charge.start for row in self.failed):
                 continue
             if self.settled[charge.start : charge.stop].all():
                 guilty.append(charge.vehicle)
@@ -300,6 +411,8 @@ class JobProgress:
 
     def _close(self, lease: OpenLease) -> None:
         del self.leases[lease.record.chunk]
+        if self.layers > 1:
+            self._chunks[lease.record.vehicle].discard(lease.record.chunk)
         if lease.original is not None:
             self.leases[lease.original].copy = None
             return
@@ -329,9 +442,16 @@ class JobProgress:
         yield from _gaps(covered, lease.record.start)
 
 
-def _without(piece: Range, row: int) -> tuple[Range, Range]:
-    start, stop = piece
-    return ((start, row), (row + 1, stop)) if start <= row < stop else (piece, (stop, stop))
+def layers_of(job: Job) -> int:
+    """How many cars may compute a row of this job: see `coordinator.verifying`."""
+    terms = job.terms.verification
+    return terms.quorum if terms.rule == "quorum" else 2 if terms.rule == "adaptive" else 1
+
+
+def row_range(job: Job, start: int, stop: int) -> Range:
+    """The rows of these slots, all of one layer."""
+    row = start % job.rows
+    return row, row + stop - start
 
 
 def _leading(flags: NDArray[np.bool_]) -> int:

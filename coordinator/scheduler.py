@@ -140,7 +140,7 @@ class Scheduler:
         key = turn_key(
             virtual_ms=account.virtual_ms,
             unserved_ms=now_ms - account.served_ms,
-            needs_ms=None if row_ms is None else progress.rows_left * row_ms / max(1, queue.cars),
+            needs_ms=None if row_ms is None else progress.left * row_ms / max(1, queue.cars),
             share=self.weight(progress) / weights,
             left_ms=None if limit_s is None else job.created_ms + limit_s * 1000 - now_ms,
             limits=self.limits,
@@ -196,6 +196,8 @@ class Scheduler:
         if start >= stop or vehicle == progress.leases[chunk].record.vehicle:
             return False
         if any(start <= suspect < stop for suspect in progress.suspects):
+            return False
+        if progress.has_of(vehicle, start, stop):
             return False
         if not capped(progress):
             return True

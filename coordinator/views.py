@@ -124,4 +124,4 @@ def _estimate_s(core: Core, progress: JobProgress, now_ms: int) -> float | None:
     cars = int(np.count_nonzero(reasons_for(core, progress, now_ms) == Reason.ELIGIBLE))
     if row_ms is None or not cars:
         return None
-    return progress.rows_left * row_ms / cars / 1000
+    return progress.left * row_ms / cars / 1000
