@@ -1,4 +1,4 @@
-"""`idlewheel agent`: one real agent in this process, for a simulated car or the replay of recorded signals."""
+"""`idlewheel agent`: one real agent in this process, for a real or simulated car, or the replay of recorded signals."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from simulator.traces import parked
 from vehicle_agent.daemon import run_agent
 from vehicle_agent.errors import BadTrace, IdentityTaken
 from vehicle_agent.settings import AgentSettings
-from vehicle_agent.signals import SignalSource, TraceReplay
+from vehicle_agent.signals import SignalSource, SignalStream, TraceReplay
 
 __all__ = ["agent"]
 
@@ -35,6 +35,9 @@ def agent(
         Path | None, typer.Option(metavar="FILE", help="Replay signals: .jsonl or .csv with t_ms and VSS paths.")
     ] = None,
     simulated: Annotated[bool, typer.Option("--simulated", help="A simulated car, plugged in for good.")] = False,
+    signals: Annotated[
+        Path | None, typer.Option(metavar="SOCKET", help="A real car's: see docs/operations.md.")
+    ] = None,
     speed_up: Annotated[float, typer.Option(min=0.001, help="How much faster than it happened a trace is.")] = 1.0,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="The agent's files; default: by its id.")] = None,
 ) -> None:
@@ -57,10 +60,12 @@ def agent(
         settings = AgentSettings.model_validate(given)
     except ValidationError as error:
         raise settings_faults(error) from None
-    source = _source(trace, simulated=simulated, speed_up=speed_up)
     made_folder(settings.data_dir)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with (
+            _source(trace, signals, simulated=simulated, speed_up=speed_up) as source,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
             runner.run(_run(settings, source))
     except IdentityTaken as error:
         typer.echo(f"idlewheel agent: {error}", err=True)
@@ -81,13 +86,17 @@ async def _run(settings: AgentSettings, source: SignalSource) -> None:
             spans.close()
 
 
-def _source(trace: Path | None, *, simulated: bool, speed_up: float) -> SignalSource:
+def _source(
+    trace: Path | None, signals: Path | None, *, simulated: bool, speed_up: float
+) -> contextlib.AbstractContextManager[SignalSource]:
     now_ms = time.time_ns() // 1_000_000
-    if (trace is not None) == simulated:
-        raise BadInput("say either --trace FILE or --simulated")
+    if [trace is not None, signals is not None, simulated].count(True) != 1:
+        raise BadInput("say one of --trace FILE, --signals SOCKET and --simulated")
+    if signals is not None:
+        return SignalStream(signals)
     if trace is None:
-        return SimulatedCar(parked(now_ms), Replay(now_ms, now_ms))
+        return contextlib.nullcontext(SimulatedCar(parked(now_ms), Replay(now_ms, now_ms)))
     try:
-        return TraceReplay.open(trace, start_ms=now_ms, speed=speed_up)
+        return contextlib.nullcontext(TraceReplay.open(trace, start_ms=now_ms, speed=speed_up))
     except (BadTrace, OSError) as error:
         raise BadInput(f"the trace cannot be played: {error}") from None

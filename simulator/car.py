@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import threading
 from bisect import bisect_right
 
 from msgspec import UNSET, Struct
@@ -52,7 +53,8 @@ class SimulatedCar:
         self._replay = replay
         self._changes_ms = sorted({time for plug_in in trace.plug_ins for time in (plug_in.start_ms, plug_in.stop_ms)})
         self._replayed = asyncio.Event()
-        self._computing = False
+        self._computing = 0.0
+        self._reading = threading.Lock()
         self._compute_c = _IDLE_C
         self._read_ms: int | None = None
 
@@ -67,11 +69,12 @@ class SimulatedCar:
         if signals.departure_ms is not UNSET:
             due_ms = self._replay.to_wall_ms(signals.departure_ms)
             signals.departure_ms = UNSET if due_ms is None else due_ms
-        elapsed_ms = 0 if self._read_ms is None else now_ms - self._read_ms
-        self._compute_c = _warmed(self._compute_c, elapsed_ms, computing=self._computing)
-        self._read_ms = now_ms
-        signals.compute_temperature_c = self._compute_c
-        signals.compute_power_w = COMPUTE_W if self._computing else 0.0
+        with self._reading:
+            elapsed_ms = 0 if self._read_ms is None else now_ms - self._read_ms
+            self._compute_c = _warmed(self._compute_c, elapsed_ms, self._computing)
+            self._read_ms = now_ms
+            signals.compute_temperature_c = self._compute_c
+        signals.compute_power_w = COMPUTE_W * self._computing
         return signals
 
     async def changed(self, now_ms: int) -> None:
@@ -80,9 +83,9 @@ class SimulatedCar:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._replayed.wait(), self._next_change_s(now_ms))
 
-    def set_computing(self, active: bool) -> None:
+    def set_computing(self, share: float) -> None:
         """Turn computing into power and heat from now on."""
-        self._computing = active
+        self._computing = share
 
     def _next_change_s(self, now_ms: int) -> float | None:
         place = bisect_right(self._changes_ms, self._replay.to_trace_ms(now_ms))
@@ -90,7 +93,7 @@ class SimulatedCar:
         return None if due_ms is None else max(0, due_ms - now_ms) / 1000
 
 
-def _warmed(celsius: float, elapsed_ms: int, *, computing: bool) -> float:
+def _warmed(celsius: float, elapsed_ms: int, computing: float) -> float:
     """Temperature after a while, which nears that of its state with one time constant."""
-    final = _BUSY_C if computing else _IDLE_C
+    final = _IDLE_C + (_BUSY_C - _IDLE_C) * computing
     return final + (celsius - final) * math.exp(-max(0, elapsed_ms) / _COMPUTE_TIME_MS)

@@ -55,7 +55,7 @@ class Blobs:
 
     async def store(self, data: bytes) -> BlobRef:
         """Store bytes under their digest. Raise BlobUnavailable."""
-        digest = hashlib.sha256(data).hexdigest()
+        digest = await asyncio.to_thread(_digest_of, data)
         path = f"/v1/blobs/{digest}"
         problem = "no attempt"
         for attempt in range(_ATTEMPTS):
@@ -130,6 +130,10 @@ def _restart(sink: Sink) -> int:
     sink.seek(0)
     sink.truncate()
     return 0
+
+
+def _digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _digest(sink: Sink) -> str:

@@ -47,25 +47,28 @@ class Consent:
         return 0 if self.policy is None else self.policy.version
 
     def take(self, offered: OwnerPolicy | None) -> bool:
-        """Hold another document, None for none any more; return whether it is on the disk now and holds.
+        """Hold another document from now on, None for none any more; return whether it does. `save` is to follow.
 
         One that is older than what is held, or that can't be applied, changes nothing and is counted.
         """
         if offered == self.policy:
             return False
-        if offered is None:
-            self._path.unlink(missing_ok=True)
-        elif offered.version <= self.version:
+        if offered is not None and offered.version <= self.version:
             self._counters["policy_outdated"] += 1
             return False
-        elif faults := faults_of(offered):
+        if offered is not None and (faults := faults_of(offered)):
             self._counters["policy_refused"] += 1
             _log.warning("%s can't be applied: %s", self._path, "; ".join(faults))
             return False
-        else:
-            write_whole(self._path, POLICY.encode(offered))
         self.policy = offered
         return True
+
+    def save(self) -> None:
+        """Have what is held on the disk; apart from `take`, so that work which it ends need not wait for the disk."""
+        if self.policy is None:
+            self._path.unlink(missing_ok=True)
+        else:
+            write_whole(self._path, POLICY.encode(self.policy))
 
 
 def faults_of(policy: OwnerPolicy) -> list[str]:

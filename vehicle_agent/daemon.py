@@ -25,6 +25,7 @@ from fleet_wire.signals import Signals, check_numbers
 from fleet_wire.tensors import encode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
 from fleet_wire.trace import trace_of
+from vehicle_agent.allotment import Allotment, busy_share
 from vehicle_agent.blobs import Blobs
 from vehicle_agent.consent import Consent, utc_offset_ms
 from vehicle_agent.errors import BlobUnavailable
@@ -61,7 +62,7 @@ from vehicle_agent.models import ModelCache
 from vehicle_agent.month_bytes import MonthBytes
 from vehicle_agent.outbox import Outbox
 from vehicle_agent.pace import PaceLimits
-from vehicle_agent.policy import first_reason
+from vehicle_agent.policy import Level, Verdict, judge
 from vehicle_agent.power import PowerMeter
 from vehicle_agent.presence import EpochFile, TelemetryStream
 from vehicle_agent.results import ByReference
@@ -141,7 +142,14 @@ class _Agent:
         self._session = Session(_session_limits(settings), self._consent.policy, counters=counters)
         self._traces = TaskTraces(tracer, settings.vehicle)
         self._outbox = Outbox(spool, counters, lambda full: self.handle(OutboxFilled(full)))
-        self._inference = Inference(group, threads=settings.threads, niceness=settings.niceness, on_event=self.handle)
+        loop = asyncio.get_running_loop()
+        self._inference = Inference(
+            group,
+            self._allotment(),
+            on_event=self.handle,
+            must_stop=self._must_stop,
+            on_kill=lambda: loop.call_soon_threadsafe(self._guard_killed),
+        )
         models_dir = settings.models_dir or settings.data_dir / "models"
         self._models = ModelCache(models_dir, settings.vehicle, settings.models_bytes, blobs)
         self._fetches = asyncio.Semaphore(_FETCHES_AT_ONCE)
@@ -155,6 +163,7 @@ class _Agent:
         self._is_born = False
         self._caps: Caps | None = None
         self._telemetry: TelemetryStream | None = None
+        self._last_words: Verdict | None = None
         self._signals = Signals()
         self._told = Signals()
         self._delta_ms = self._snapshot_ms = 0
@@ -177,7 +186,7 @@ class _Agent:
             self._handling = False
         if self._session.working != self._computing:
             self._computing = self._session.working
-            self._source.set_computing(self._computing)
+            self._source.set_computing(self._inference.allotment.busy_share if self._computing else 0.0)
         if self._session.busy:
             self._busy.set()
 
@@ -248,7 +257,7 @@ class _Agent:
         try:
             async with self._fetches:
                 await self._blobs.fetch(ref, sink)
-            inputs = decode_bundle(sink.getvalue())
+            inputs = await asyncio.to_thread(decode_bundle, sink.getvalue())
         except (BlobUnavailable, WireError) as error:
             self._counters["inputs_unavailable"] += 1
             self.handle(InputsUnavailable(task, str(error)))
@@ -258,7 +267,7 @@ class _Agent:
     async def _store_outputs(self, command: ByReference) -> None:
         try:
             async with self._fetches:
-                ref = await self._blobs.store(encode_bundle(command.outputs))
+                ref = await self._blobs.store(await asyncio.to_thread(encode_bundle, command.outputs))
         except BlobUnavailable as error:
             self._counters["outputs_not_stored"] += 1
             self.handle(UploadFailed(command.rows, str(error)))
@@ -279,22 +288,50 @@ class _Agent:
     def _sense(self, now_ms: int) -> None:
         signals = self._read(now_ms)
         signals.link_month_bytes = self._count_bytes(now_ms)
-        self._power.learn(signals)
+        self._power.learn(signals, self._inference.allotment.busy_share)
+        verdict = self._judge(signals, now_ms, willing=self._session.reason is None)
+        self._tell_verdict(verdict)
+        self.handle(Tick())
+        signals.refusal = "" if verdict is None else verdict.reason.value
+        signals.free_slots = self._session.free_slots
+        self._signals = signals
+        self._report(now_ms)
+
+    def _judge(self, signals: Signals, now_ms: int, *, willing: bool) -> Verdict | None:
         policy = self._consent.policy
-        reason = first_reason(
-            msgspec.structs.replace(signals, compute_power_w=self._power.compute_w),
+        drawn_w = self._power.compute_w * self._inference.allotment.busy_share
+        return judge(
+            msgspec.structs.replace(signals, compute_power_w=drawn_w),
             policy,
             self._settings.limits,
             now_ms=now_ms,
             utc_offset_ms=0 if policy is None else utc_offset_ms(policy, now_ms),
-            willing=self._session.reason is None,
+            willing=willing,
         )
-        self.handle(Judged(reason, self._power.compute_w, self._power.awake_w))
-        self.handle(Tick())
-        signals.refusal = "" if reason is None else reason.value
-        signals.free_slots = self._session.free_slots
-        self._signals = signals
-        self._report(now_ms)
+
+    def _tell_verdict(self, verdict: Verdict | None) -> None:
+        reason, level = (None, Level.KILL) if verdict is None else (verdict.reason, verdict.level)
+        self.handle(Judged(reason, self._power.compute_w, self._power.awake_w, level))
+
+    def _must_stop(self) -> bool:
+        """Look at the car, in the guard's thread: it has changed nothing but what it returns and `_last_words`."""
+        now_ms = _now_ms()
+        verdict = self._judge(self._read(now_ms), now_ms, willing=True)
+        if verdict is None or verdict.level is not Level.KILL:
+            return False
+        self._last_words = verdict
+        return True
+
+    def _guard_killed(self) -> None:
+        """The guard has killed the worker: what it saw counts, though all may be well again."""
+        self._counters["killed_by_guard"] += 1
+        self._tell_verdict(self._last_words)
+        self._sense(_now_ms())
+
+    def _allotment(self) -> Allotment:
+        policy, settings = self._consent.policy, self._settings
+        share = busy_share(settings.compute_power_w, None if policy is None else policy.power_cap_w)
+        return Allotment(settings.threads, settings.niceness, settings.memory_bytes, share)
 
     def _count_bytes(self, now_ms: int) -> int:
         moved = self._blobs.bytes_moved + (0 if self._link is None else self._link.bytes_moved)
@@ -397,7 +434,9 @@ class _Agent:
                 self._saw_own_state(epoch, online=online)
             case PolicyOffered(policy):
                 if self._consent.take(policy):
-                    self.handle(PolicyChanged(policy))
+                    self.handle(PolicyChanged(policy))  # what relied on the last one ends before the disk is waited for
+                    self._inference.allotment = self._allotment()
+                    self._consent.save()
                     self._sense(_now_ms())
                     self._tell_caps()
             case CoordinatorState(online, _, http_url):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fleet_wire.messages import BlobRef, Failure, Refusal, Rows, Task
 from fleet_wire.policy import OwnerPolicy
 from fleet_wire.tensors import Array
-from vehicle_agent.policy import IneligibleReason
+from vehicle_agent.policy import IneligibleReason, Level
 from vehicle_agent.results import ByReference
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Tick",
     "UploadFailed",
     "WorkerDied",
+    "WorkerUnwatched",
 ]
 
 
@@ -49,7 +50,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The car's own rules have spoken: None means that it may work.
+    """The car's own rules have spoken: None means that it may work, else `level` says how work ends.
 
     `compute_w` is what computing draws above idle, `awake_w` what the car draws only because work keeps it awake.
     """
@@ -57,6 +58,7 @@ class Judged:
     reason: IneligibleReason | None
     compute_w: float
     awake_w: float
+    level: Level = Level.KILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,11 @@ class WorkerDied:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerUnwatched:
+    """The worker ended itself, because nobody looked at the car for too long: the agent stood still."""
+
+
+@dataclass(frozen=True, slots=True)
 class UploadFailed:
     """Outputs could not be stored as a blob: their rows are given back."""
 
@@ -199,6 +206,7 @@ Event = (
     | BatchRan
     | BatchFailed
     | WorkerDied
+    | WorkerUnwatched
     | UploadFailed
     | OutboxFilled
     | Tick

@@ -7,9 +7,22 @@ from msgspec import Struct
 
 from fleet_wire.tensors import Tensor
 
-__all__ = ["PREFIX_BYTES", "Answer", "Load", "Loaded", "Order", "Raised", "Ran", "RunBatch", "Unusable", "frame_of"]
+__all__ = [
+    "PREFIX_BYTES",
+    "UNWATCHED",
+    "Answer",
+    "Load",
+    "Loaded",
+    "Order",
+    "Raised",
+    "Ran",
+    "RunBatch",
+    "Unusable",
+    "frame_of",
+]
 
 PREFIX_BYTES: Final = 4
+UNWATCHED: Final = 75  # exit code of a worker that has heard no beat for too long
 
 
 class Load(Struct, frozen=True, tag=True):

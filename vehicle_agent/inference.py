@@ -12,8 +12,10 @@ from collections.abc import Callable
 import msgspec
 
 from fleet_wire.tensors import decode_tensors
-from vehicle_agent.events import BatchFailed, BatchRan, Event, ModelLoaded, ModelUnusable, WorkerDied
-from vehicle_agent.frames import PREFIX_BYTES, Answer, Loaded, Order, Raised, Ran, Unusable, frame_of
+from vehicle_agent.allotment import Allotment
+from vehicle_agent.events import BatchFailed, BatchRan, Event, ModelLoaded, ModelUnusable, WorkerDied, WorkerUnwatched
+from vehicle_agent.frames import PREFIX_BYTES, UNWATCHED, Answer, Loaded, Order, Raised, Ran, Unusable, frame_of
+from vehicle_agent.guard import Guard
 
 __all__ = ["Inference"]
 
@@ -23,17 +25,28 @@ _END_S = 2.0
 
 
 class Inference:
-    """At most one worker process. `on_event` hears its answers; nothing is heard of a worker that was killed."""
+    """At most one worker process. `on_event` hears its answers; nothing is heard of a worker that was killed.
+
+    `allotment` is what the next worker may use. While one lives, `must_stop` is asked many times a second, in another
+    thread; when it says so, the worker is killed at once and `on_kill` is called in that thread.
+    """
 
     def __init__(
-        self, group: asyncio.TaskGroup, *, threads: int, niceness: int, on_event: Callable[[Event], None]
+        self,
+        group: asyncio.TaskGroup,
+        allotment: Allotment,
+        *,
+        on_event: Callable[[Event], None],
+        must_stop: Callable[[], bool],
+        on_kill: Callable[[], object],
     ) -> None:
+        self.allotment = allotment
         self._group = group
-        self._threads = threads
-        self._niceness = niceness
         self._on_event = on_event
-        self._process: subprocess.Popen[bytes] | None = None
-        self._ended: list[subprocess.Popen[bytes]] = []
+        self._must_stop = must_stop
+        self._on_kill = on_kill
+        self._guard: Guard | None = None
+        self._ended: list[Guard] = []
         self._orders: asyncio.Queue[bytearray] = asyncio.Queue()
         self._conversation: asyncio.Task[None] | None = None
 
@@ -42,51 +55,64 @@ class Inference:
         if self._conversation is None:
             ours, theirs = socket.socketpair()
             with theirs:
-                self._process = self._spawn(theirs)
+                process, self._guard = self._start(theirs)
             self._orders = asyncio.Queue()
-            self._conversation = self._group.create_task(self._converse(ours, self._process), name="worker")
+            self._conversation = self._group.create_task(self._converse(ours, process, self._guard), name="worker")
         self._orders.put_nowait(frame_of(order))
 
     def kill(self) -> None:
         """End the worker now, in the middle of whatever it does."""
-        process, conversation = self._process, self._conversation
-        self._process = self._conversation = None
-        if process is not None:
-            process.kill()
-            self._ended = [each for each in self._ended if each.poll() is None] + [process]
+        guard, conversation = self._guard, self._conversation
+        self._guard = self._conversation = None
+        if guard is not None:
+            guard.kill()
+            self._ended = [each for each in self._ended if each.is_alive] + [guard]
         if conversation is not None and conversation is not asyncio.current_task():
             conversation.cancel()
 
     async def close(self) -> None:
         """Kill the worker and wait until it is gone."""
         self.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            for process in self._ended:
-                await asyncio.to_thread(process.wait, _END_S)
+        for guard in self._ended:
+            await asyncio.to_thread(guard.join, _END_S)
 
-    def _spawn(self, pipe: socket.socket) -> subprocess.Popen[bytes]:
-        arguments = [pipe.fileno(), os.getpid(), self._threads, self._niceness]
-        return subprocess.Popen(  # noqa: S603 - our own interpreter and module, and numbers
-            [sys.executable, "-m", "vehicle_agent.worker", *map(str, arguments)],
-            pass_fds=[pipe.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C reaches the agent, which ends in order
-        )
+    def _start(self, pipe: socket.socket) -> tuple[subprocess.Popen[bytes], Guard]:
+        """Start a worker and its guard. It dies with this thread, which is to be the agent's own."""
+        heard, beats = os.pipe()
+        os.set_blocking(beats, False)
+        allotment = self.allotment
+        numbers = [pipe.fileno(), heard, os.getpid(), allotment.threads, allotment.niceness]
+        arguments = [*map(str, numbers), str(allotment.memory_bytes), str(allotment.busy_share)]
+        try:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, and numbers
+                [sys.executable, "-m", "vehicle_agent.worker", *arguments],
+                pass_fds=[pipe.fileno(), heard],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C reaches the agent, which ends in order
+            )
+        except OSError:
+            os.close(beats)
+            raise
+        finally:
+            os.close(heard)
+        guard = Guard(process, beats, self._must_stop, self._on_kill)
+        guard.start()
+        return process, guard
 
-    async def _converse(self, pipe: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    async def _converse(self, pipe: socket.socket, process: subprocess.Popen[bytes], guard: Guard) -> None:
         """Carry orders and answers until the worker ends, by itself (which is an event) or because we killed it."""
         reader, writer = await asyncio.open_connection(sock=pipe, limit=_BUFFER_BYTES)
         sending = asyncio.create_task(_send(self._orders, writer), name="worker orders")
         try:
-            while self._process is process:
+            while self._guard is guard:
                 prefix = await reader.readexactly(PREFIX_BYTES)
                 answer = _decode(await reader.readexactly(int.from_bytes(prefix, "little")))
                 self._on_event(_event_of(answer))
         except (asyncio.IncompleteReadError, ConnectionError):
-            if self._process is process:
+            if self._guard is guard and not guard.has_killed:  # whoever hears of that kill is going to end it here
                 self.kill()
-                self._on_event(WorkerDied(_ending(process)))
+                self._on_event(_ending(process))
         finally:
             sending.cancel()
             writer.close()
@@ -111,9 +137,11 @@ def _event_of(answer: Answer) -> Event:
             return ModelUnusable(digest, error)
 
 
-def _ending(process: subprocess.Popen[bytes]) -> str:
+def _ending(process: subprocess.Popen[bytes]) -> Event:
     try:
         code = process.wait(_END_S)
     except subprocess.TimeoutExpired:
-        return "it closed its pipe"
-    return f"it ended with {signal.Signals(-code).name if code < 0 else code}"
+        return WorkerDied("it closed its pipe")
+    if code == UNWATCHED:
+        return WorkerUnwatched()
+    return WorkerDied(f"it ended with {signal.Signals(-code).name if code < 0 else code}")

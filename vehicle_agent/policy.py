@@ -5,6 +5,7 @@ counts against working, with that rule's reason.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,7 +15,17 @@ from fleet_wire.messages import RefusalReason, Task
 from fleet_wire.policy import QUARTER_MINUTES, WEEK_QUARTERS, OwnerPolicy, allowed_quarters
 from fleet_wire.signals import Signals
 
-__all__ = ["CarLimits", "IneligibleReason", "first_reason", "keeps_promise", "refusal_reason", "task_objection"]
+__all__ = [
+    "CarLimits",
+    "IneligibleReason",
+    "Level",
+    "Verdict",
+    "first_reason",
+    "judge",
+    "keeps_promise",
+    "refusal_reason",
+    "task_objection",
+]
 
 _LEAST_DRAW_W = 100.0
 _MS_PER_HOUR = 3_600_000.0
@@ -51,6 +62,37 @@ class IneligibleReason(StrEnum):
     POWER_OVER_CAP = "power_over_cap"
 
 
+class Level(StrEnum):
+    """How work ends: what the worker has may be finished, within a grace time, or it is killed at once."""
+
+    FINISH = "finish"
+    KILL = "kill"
+
+
+# These let the worker finish its batch: what it took so far is not for nothing, and nobody waits for the computer.
+# Every other reason kills: the car is needed, hurt, or not known, or its owner said stop.
+_FINISHES = frozenset(
+    {
+        IneligibleReason.UPDATE_PENDING,
+        IneligibleReason.OUTSIDE_HOURS,
+        IneligibleReason.CHARGE_TOO_LOW,
+        IneligibleReason.DEPARTURE_GUARD,
+        IneligibleReason.LINK_METERED,
+        IneligibleReason.LINK_WEAK,
+        IneligibleReason.LINK_BUDGET_SPENT,
+        IneligibleReason.NOT_CHARGING,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why the car may not work: the first reason, and the hardest level of all reasons."""
+
+    reason: IneligibleReason
+    level: Level
+
+
 @dataclass(frozen=True, slots=True)
 class CarLimits:
     """The maker's limits; a car that is willing stops at the `stop` value and is willing again only below `start`."""
@@ -82,10 +124,29 @@ def first_reason(
 
     `utc_offset_ms` is what the policy's time zone is ahead of UTC now; `willing` says what the last answer was.
     """
+    return next(_reasons(signals, policy, limits, now_ms=now_ms, utc_offset_ms=utc_offset_ms, willing=willing), None)
+
+
+def judge(
+    signals: Signals, policy: OwnerPolicy | None, limits: CarLimits, *, now_ms: int, utc_offset_ms: int, willing: bool
+) -> Verdict | None:
+    """Return why the car may not work and how work ends, None when it may; as `first_reason` does."""
+    reasons = list(_reasons(signals, policy, limits, now_ms=now_ms, utc_offset_ms=utc_offset_ms, willing=willing))
+    if not reasons:
+        return None
+    return Verdict(reasons[0], Level.FINISH if _FINISHES.issuperset(reasons) else Level.KILL)
+
+
+def _reasons(
+    signals: Signals, policy: OwnerPolicy | None, limits: CarLimits, *, now_ms: int, utc_offset_ms: int, willing: bool
+) -> Iterator[IneligibleReason]:
+    """All reasons not to work, in their order; those that leave nothing to look at stand alone."""
     if all(getattr(signals, name) is UNSET for name in _BASIC):
-        return IneligibleReason.TELEMETRY_MISSING
+        yield IneligibleReason.TELEMETRY_MISSING
+        return
     if policy is None:
-        return IneligibleReason.CONSENT_MISSING
+        yield IneligibleReason.CONSENT_MISSING
+        return
     floor = policy.charge_floor_percent
     floor = floor if willing else min(100.0, floor + _FLOOR_MARGIN_PERCENT)
     battery_c = limits.battery_stop_c if willing else limits.battery_start_c
@@ -116,7 +177,7 @@ def first_reason(
             IneligibleReason.POWER_OVER_CAP,
         ),
     )
-    return next((reason for holds, reason in checks if holds), None)
+    yield from (reason for holds, reason in checks if holds)
 
 
 def keeps_promise(signals: Signals, policy: OwnerPolicy, *, now_ms: int, willing: bool) -> bool:

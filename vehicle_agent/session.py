@@ -45,10 +45,11 @@ from vehicle_agent.events import (
     Tick,
     UploadFailed,
     WorkerDied,
+    WorkerUnwatched,
 )
 from vehicle_agent.holding import Holding, Piece, layout_of
 from vehicle_agent.pace import Pace, PaceLimits
-from vehicle_agent.policy import IneligibleReason, refusal_reason, task_objection
+from vehicle_agent.policy import IneligibleReason, Level, refusal_reason, task_objection
 from vehicle_agent.results import NJ_PER_MWH, Gathered
 
 __all__ = ["Session", "SessionLimits"]
@@ -62,13 +63,17 @@ _NJ_PER_MJ = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """Bounds. `pipe_batches` keeps one batch waiting behind the one that computes, so that the worker never starves."""
+    """Bounds. `pipe_batches` keeps one batch waiting behind the one that computes, so that the worker never starves.
+
+    `finish_ms` is the grace time of work that may be finished.
+    """
 
     slots: int = 1024
     input_bytes: int = 256 << 20
     worker_models: int = 4
     pipe_batches: int = 2
     gather_ms: int = 100
+    finish_ms: int = 1000
     worker_idle_ms: int = 300_000
     pace: PaceLimits = field(default_factory=PaceLimits)
 
@@ -120,6 +125,7 @@ class Session:
     _awake_w: float = 0.0
     _spare_nj: int = 0
     _paused: bool = False
+    _finish_by_ms: int | None = None
     _bytes_held: int = 0
     _jobs: dict[str, _Job] = field(default_factory=dict)
     _models: dict[str, _Model] = field(default_factory=dict)
@@ -150,7 +156,7 @@ class Session:
         """Take one event in; return what is to be done about it."""
         if self._running:
             self._worker_used_ms = now_ms
-        return [*self._react(event, now_ms), *self._feed_worker()]
+        return [*self._react(event, now_ms), *self._finish(now_ms), *self._feed_worker()]
 
     def _react(self, event: Event, now_ms: int) -> list[Command]:  # noqa: C901, PLR0911, PLR0912 - one case an event
         match event:
@@ -160,9 +166,9 @@ class Session:
                 return self._task_offered(task, now_ms)
             case Tick():
                 return self._tick(now_ms)
-            case Judged(reason, compute_w, awake_w):
+            case Judged(reason, compute_w, awake_w, level):
                 self._compute_w, self._awake_w = compute_w, awake_w
-                return self._judged(reason)
+                return self._judged(reason, level, now_ms)
             case PolicyChanged(policy):
                 self.policy = policy
                 detail = "the consent that it relied on does not hold any more"
@@ -202,6 +208,9 @@ class Session:
                 return self._batch_failed(error, by_row=by_row)
             case WorkerDied(detail):
                 return self._worker_died(detail)
+            case WorkerUnwatched():
+                self.counters["worker_unwatched"] += 1
+                return self._kill_worker()
             case UploadFailed(rows, detail):
                 return self._give_back(rows, detail)
             case OutboxFilled(full):
@@ -463,14 +472,29 @@ class Session:
 
     # Ends ------------------------------------------------------------------------------------------------------------
 
-    def _judged(self, reason: IneligibleReason | None) -> list[Command]:
+    def _judged(self, reason: IneligibleReason | None, level: Level, now_ms: int) -> list[Command]:
         before, self.reason = self.reason, reason
-        if reason is None or before is not None:
+        if reason is None:
+            self._finish_by_ms = None
             return []
-        return [
-            *self._kill_worker(),
-            *self._refuse_all(refusal_reason(reason, held=True), reason.value),
-        ]
+        if level is Level.FINISH:
+            if before is None:
+                self._finish_by_ms = now_ms + self.limits.finish_ms
+            return []
+        self._finish_by_ms = None
+        return [*self._kill_worker(), *self._refuse_all(refusal_reason(reason, held=True), reason.value)]
+
+    def _finish(self, now_ms: int) -> list[Command]:
+        """Give everything back once the worker has finished what it had; it is killed when that takes too long."""
+        if self._finish_by_ms is None:
+            return []
+        assert self.reason is not None
+        is_busy = self._running or any(each.stage is _Stage.LOADING for each in self._models.values())
+        if is_busy and now_ms < self._finish_by_ms:
+            return []
+        self._finish_by_ms = None
+        ending = self._kill_worker() if is_busy else []
+        return [*ending, *self._refuse_all(refusal_reason(self.reason, held=True), self.reason.value)]
 
     def _tick(self, now_ms: int) -> list[Command]:
         commands: list[Command] = []

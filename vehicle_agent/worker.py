@@ -1,26 +1,44 @@
 """The worker process: loads models and computes batches, one order after the other, until its pipe ends.
 
-It owns nothing that must survive: the agent kills it at any moment. It dies with its parent, whatever ends that.
-Started as `python -m vehicle_agent.worker SOCKET_FD PARENT_PID THREADS NICENESS`.
+It owns nothing that must survive: the agent kills it at any moment. It dies with its parent, whatever ends that, and
+ends itself when it has not heard the parent's beat for a while: a parent that stands still can't stop it.
+Started as `python -m vehicle_agent.worker SOCKET_FD BEATS_FD PARENT_PID THREADS NICENESS MEMORY_BYTES BUSY_SHARE`.
 """
 
 import ctypes
 import os
+import resource
+import select
 import signal
 import socket
 import sys
-from time import perf_counter, process_time
+import threading
+from time import perf_counter, process_time, sleep
 
 import msgspec
 
 from fleet_wire.errors import WireError
 from fleet_wire.tensors import decode_tensors, encode_tensors
-from vehicle_agent.frames import PREFIX_BYTES, Answer, Load, Loaded, Order, Raised, Ran, RunBatch, Unusable, frame_of
+from vehicle_agent.allotment import Allotment
+from vehicle_agent.frames import (
+    PREFIX_BYTES,
+    UNWATCHED,
+    Answer,
+    Load,
+    Loaded,
+    Order,
+    Raised,
+    Ran,
+    RunBatch,
+    Unusable,
+    frame_of,
+)
 from vehicle_agent.runtime import LoadedModel, RunFailed, UnusableModel, load_model
 
 __all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1
+_SILENCE_S = 2.0
 
 
 class Worker:
@@ -60,17 +78,25 @@ class Worker:
             return Raised(error.detail, by_row=True)
 
 
-def main(socket_fd: int, parent_pid: int, threads: int, niceness: int) -> None:
+def main(socket_fd: int, beats_fd: int, parent_pid: int, allotment: Allotment) -> None:
     """Serve the parent until the pipe ends."""
     _die_with(parent_pid)
-    os.nice(niceness)
+    threading.Thread(target=_die_unwatched, args=[beats_fd], name="beats", daemon=True).start()
+    os.nice(allotment.niceness)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = allotment.memory_bytes if hard == resource.RLIM_INFINITY else min(allotment.memory_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))
     pipe = socket.socket(fileno=socket_fd)
     orders = pipe.makefile("rb", buffering=1 << 20)
     decode = msgspec.msgpack.Decoder(Order).decode
-    worker = Worker(threads)
+    worker = Worker(allotment.threads)
     while prefix := orders.read(PREFIX_BYTES):
         order = decode(orders.read(int.from_bytes(prefix, "little")))
-        pipe.sendall(frame_of(worker.answer(order)))
+        busy_s = process_time()
+        answer = worker.answer(order)
+        busy_s = (process_time() - busy_s) / allotment.threads
+        pipe.sendall(frame_of(answer))
+        sleep(busy_s * (1 / allotment.busy_share - 1))
 
 
 def _die_with(parent_pid: int) -> None:
@@ -82,5 +108,16 @@ def _die_with(parent_pid: int) -> None:
             sys.exit(1)
 
 
+def _die_unwatched(beats_fd: int) -> None:
+    """End the process when the beats end, or none comes for a while. The runtime lets threads run while it computes."""
+    while select.select([beats_fd], [], [], _SILENCE_S)[0] and os.read(beats_fd, 4096):
+        pass
+    os._exit(UNWATCHED)
+
+
+def _allotment(threads: str, niceness: str, memory_bytes: str, busy_share: str) -> Allotment:
+    return Allotment(int(threads), int(niceness), int(memory_bytes), float(busy_share))
+
+
 if __name__ == "__main__":
-    main(*(int(text) for text in sys.argv[1:]))
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), _allotment(*sys.argv[4:]))

@@ -75,5 +75,52 @@ def summing_up(path: Path) -> Path:
     )
 
 
+def endless(path: Path) -> Path:
+    """y = x, after as many products of two matrices as `times` says: with 1 << 40 it never ends."""
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["before", "before"], ["after"]),
+            helper.make_node("Identity", ["going"], ["go_on"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.FLOAT, [600, 600]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, [600, 600]),
+        ],
+    )
+    return write_model(
+        path,
+        [
+            helper.make_node("ReduceMax", ["times"], ["most"], keepdims=0),
+            helper.make_node("Loop", ["most", "", "zeros"], ["product"], body=body),
+            helper.make_node("ReduceMax", ["product"], ["zero"], keepdims=0),
+            helper.make_node("Add", ["x", "zero"], ["y"]),
+        ],
+        [("times", TensorProto.INT64, ["n"]), ("x", TensorProto.FLOAT, ["n", 3])],
+        [("y", TensorProto.FLOAT, ["n", 3])],
+        [("zeros", np.zeros((600, 600), np.float32))],
+    )
+
+
+def swelling(path: Path) -> Path:
+    """y = x, after `elements` floats were summed up in memory."""
+    return write_model(
+        path,
+        [
+            helper.make_node("ReduceMax", ["elements"], ["most"]),
+            helper.make_node("ConstantOfShape", ["most"], ["zeros"]),
+            helper.make_node("ReduceMax", ["zeros"], ["zero"], keepdims=0),
+            helper.make_node("Add", ["x", "zero"], ["y"]),
+        ],
+        [("elements", TensorProto.INT64, ["n"]), ("x", TensorProto.FLOAT, ["n", 3])],
+        [("y", TensorProto.FLOAT, ["n", 3])],
+    )
+
+
 def digest_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()

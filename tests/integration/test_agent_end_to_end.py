@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from fleet_link import ConnectOptions, LinkLost, connect
@@ -21,11 +22,13 @@ from fleet_wire.messages import (
     Cancel,
     Caps,
     CoordinatorState,
+    Failure,
     Lease,
     Rebirth,
     Refusal,
     RefusalReason,
     Rows,
+    Span,
     State,
     Task,
     Telemetry,
@@ -36,7 +39,7 @@ from fleet_wire.tensors import decode_tensors, encode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
 from idlewheel.brokers import Broker
 from tests.integration.blob_server import BlobServer, serve_blobs
-from tests.integration.small_models import digest_of, doubling
+from tests.integration.small_models import digest_of, doubling, endless, swelling
 from vehicle_agent.consent import Consent
 from vehicle_agent.daemon import run_agent
 from vehicle_agent.errors import IdentityTaken
@@ -77,8 +80,8 @@ class Car:
         await self._changed.wait()
         self._changed.clear()
 
-    def set_computing(self, active: bool) -> None:
-        self.computing.append(active)
+    def set_computing(self, share: float) -> None:
+        self.computing.append(share > 0)
 
     def set(self, **signals: Any) -> None:
         for name, value in signals.items():
@@ -167,7 +170,9 @@ async def running(settings: AgentSettings, car: Car, counters: Counter[str]) -> 
 def settings(broker: Broker, tmp_path: Path) -> AgentSettings:
     """Of a car whose owner has agreed."""
     (tmp_path / "car").mkdir()
-    Consent.open(tmp_path / "car" / "policy", Counter()).take(AGREED)
+    consent = Consent.open(tmp_path / "car" / "policy", Counter())
+    consent.take(AGREED)
+    consent.save()
     return AgentSettings(
         fleet="test", vehicle="car-1", data_dir=tmp_path / "car", broker_port=broker.port, threads=1, sample_s=0.2
     )
@@ -442,3 +447,50 @@ async def test_a_session_that_is_taken_over_is_an_alarm_and_not_a_reason_to_reco
     with pytest.raises(IdentityTaken):
         await stay_connected(settings, EpochFile(tmp_path / "epoch"), visit, Counter(), random.Random(1))
     assert visits == [1]
+
+
+def worker() -> psutil.Process | None:
+    found = [child for child in psutil.Process().children() if "vehicle_agent.worker" in child.cmdline()]
+    return found[0] if found else None
+
+
+async def test_a_pulled_cable_ends_the_worker_while_the_agent_is_busy_with_something_else(
+    coordinator: Coordinator, settings: AgentSettings, blobs: BlobServer, tmp_path: Path
+) -> None:
+    model = model_ref(blobs, endless(tmp_path / "m.onnx"))
+    car, counters = Car(), Counter[str]()
+    settings = settings.model_copy(update={"sample_s": 1000.0})
+    async with running(settings, car, counters):
+        await coordinator.until(lambda: bool(coordinator.of(Telemetry)))
+        inputs = encode_tensors({"times": np.array([1 << 40]), "x": np.zeros((1, 3), np.float32)})
+        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(0, 0, 1)], inputs=inputs))
+        async with asyncio.timeout(DEADLINE_S):
+            while not car.computing:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        process = worker()
+        assert process is not None
+        car.signals.plugged = False
+        process.wait(DEADLINE_S)  # blocks the agent's loop, and ours
+        await coordinator.until(lambda: bool(coordinator.of(Refusal)))
+        (refusal,) = coordinator.of(Refusal)
+        assert (refusal.reason, refusal.detail) == (RefusalReason.LEAVING, "not_plugged_in")
+        assert counters["killed_by_guard"] == 1
+        assert not counters["worker_died"]
+
+
+async def test_a_row_that_needs_too_much_memory_is_reported_and_the_others_are_computed(
+    coordinator: Coordinator, settings: AgentSettings, blobs: BlobServer, tmp_path: Path
+) -> None:
+    model = model_ref(blobs, swelling(tmp_path / "m.onnx"))
+    counters = Counter[str]()
+    settings = settings.model_copy(update={"memory_bytes": 1 << 29})
+    async with running(settings, Car(), counters):
+        await coordinator.until(lambda: bool(coordinator.of(Telemetry)))
+        inputs = encode_tensors({"elements": np.array([4, 1 << 28, 4]), "x": np.ones((3, 3), np.float32)})
+        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(0, 0, 3)], inputs=inputs))
+        await coordinator.until(lambda: len(coordinator.outputs("job-1")) == 2 and bool(coordinator.of(Failure)))
+        (failure,) = coordinator.of(Failure)
+        assert failure.spans == [Span(0, 1, 2)]
+        assert "allocat" in failure.error
+        assert sorted(coordinator.outputs("job-1")) == [0, 2]
+        assert not counters["worker_died"]

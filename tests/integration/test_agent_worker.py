@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from fleet_wire.tensors import Array, encode_tensors
-from tests.integration.small_models import doubling, looking_up, mixed, summing_up, write_model
+from tests.integration.small_models import doubling, endless, looking_up, mixed, summing_up, swelling, write_model
+from vehicle_agent.allotment import Allotment
 from vehicle_agent.events import BatchFailed, BatchRan, Event, ModelLoaded, ModelUnusable, WorkerDied
 from vehicle_agent.frames import Load, RunBatch
 from vehicle_agent.inference import Inference
@@ -29,7 +32,18 @@ class Desk:
 
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self.events: asyncio.Queue[Event] = asyncio.Queue()
-        self.inference = Inference(group, threads=1, niceness=0, on_event=self.events.put_nowait)
+        self.must_stop = False
+        self.kills = 0
+        self.inference = Inference(
+            group,
+            Allotment(threads=1),
+            on_event=self.events.put_nowait,
+            must_stop=lambda: self.must_stop,
+            on_kill=self.killed,
+        )
+
+    def killed(self) -> None:
+        self.kills += 1
 
     async def next(self) -> Event:
         async with asyncio.timeout(DEADLINE_S):
@@ -203,61 +217,115 @@ async def test_a_worker_that_we_kill_is_gone_at_once_and_says_nothing_more(desk:
     assert desk.events.empty()
 
 
-async def test_a_worker_dies_with_its_parent_in_the_middle_of_a_long_batch(tmp_path: Path) -> None:
-    path = write_model(
-        tmp_path / "m.onnx",
-        [helper.make_node("Loop", ["times", "", "x"], ["y"], body=_squaring_body())],
-        [("times", TensorProto.INT64, [1]), ("x", TensorProto.FLOAT, ["n", 600, 600])],
-        [("y", TensorProto.FLOAT, None)],
-    )
+ENDLESS = {"times": np.array([1 << 40]), "x": np.zeros((1, 3), np.float32)}
+
+
+async def until_busy(worker: psutil.Process) -> None:
+    """Wait until it is in the middle of something long."""
+    busy_s = worker.cpu_times().user
+    async with asyncio.timeout(DEADLINE_S):
+        while worker.cpu_times().user < busy_s + 0.1:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_the_guard_kills_in_the_middle_of_a_batch_while_the_event_loop_stands_still(
+    desk: Desk, tmp_path: Path
+) -> None:
+    path = endless(tmp_path / "m.onnx")
+    await desk.load(path)
+    desk.run(path, ENDLESS)
+    worker = worker_of(os.getpid())
+    await until_busy(worker)
+    desk.must_stop = True
+    worker.wait(DEADLINE_S)  # blocks the loop
+    assert desk.kills == 1
+    desk.must_stop = False
+    desk.inference.kill()  # as who hears of it does
+    assert await desk.load(path) == ModelLoaded("m.onnx", None)
+    assert desk.events.empty()
+
+
+@pytest.fixture
+async def parent(tmp_path: Path) -> AsyncIterator[subprocess.Popen[str]]:
+    """A process with an agent's end of a worker, which computes without end."""
+    path = endless(tmp_path / "m.onnx")
     script = f"""
-import asyncio, sys
+import asyncio
 import numpy as np
 from fleet_wire.tensors import encode_tensors
+from vehicle_agent.allotment import Allotment
 from vehicle_agent.frames import Load, RunBatch
 from vehicle_agent.inference import Inference
 
 async def main():
     async with asyncio.TaskGroup() as group:
-        loaded = asyncio.Event()
-        inference = Inference(group, threads=1, niceness=0, on_event=lambda event: loaded.set())
+        events = asyncio.Queue()
+        inference = Inference(
+            group,
+            Allotment(threads=1),
+            on_event=events.put_nowait,
+            must_stop=lambda: False,
+            on_kill=lambda: None,
+        )
         inference.order(Load("m", {str(path)!r}, []))
-        await loaded.wait()
-        inputs = {{"times": np.array([1 << 40]), "x": np.zeros((1, 600, 600), np.float32)}}
+        await events.get()
+        inputs = {{"times": np.array([1 << 40]), "x": np.zeros((1, 3), np.float32)}}
         inference.order(RunBatch("m", 1, encode_tensors(inputs)))
         print("given", flush=True)
-        await asyncio.sleep(1000)
+        print(await events.get(), flush=True)
 
 asyncio.run(main())
 """
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
     assert parent.stdout is not None
-    await asyncio.to_thread(parent.stdout.readline)
-    worker = worker_of(parent.pid)
-    busy_s = worker.cpu_times().user
-    async with asyncio.timeout(DEADLINE_S):
-        while worker.cpu_times().user < busy_s + 0.1:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    assert await asyncio.to_thread(parent.stdout.readline) == "given\n"
+    yield parent
     parent.kill()
     parent.wait()
     parent.stdout.close()
+
+
+async def test_a_worker_dies_with_its_parent_in_the_middle_of_a_long_batch(parent: subprocess.Popen[str]) -> None:
+    worker = worker_of(parent.pid)
+    await until_busy(worker)
+    parent.kill()
     await asyncio.to_thread(worker.wait, DEADLINE_S)
 
 
-def _squaring_body() -> Any:
-    return helper.make_graph(
-        [
-            helper.make_node("MatMul", ["before", "before"], ["after"]),
-            helper.make_node("Identity", ["going"], ["go_on"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("number", TensorProto.INT64, []),
-            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("before", TensorProto.FLOAT, None),
-        ],
-        [
-            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("after", TensorProto.FLOAT, None),
-        ],
-    )
+async def test_a_worker_ends_itself_when_its_parent_stands_still_which_then_knows_why(
+    parent: subprocess.Popen[str],
+) -> None:
+    worker = worker_of(parent.pid)
+    await until_busy(worker)
+    parent.send_signal(signal.SIGSTOP)
+    async with asyncio.timeout(DEADLINE_S):
+        while worker.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110 - the parent can't bury it
+            await asyncio.sleep(0.02)
+    parent.send_signal(signal.SIGCONT)
+    assert parent.stdout is not None
+    assert await asyncio.to_thread(parent.stdout.readline) == "WorkerUnwatched()\n"
+
+
+async def test_what_needs_more_memory_than_the_car_gives_fails_and_the_next_batch_runs(
+    desk: Desk, tmp_path: Path
+) -> None:
+    path = swelling(tmp_path / "m.onnx")
+    desk.inference.allotment = Allotment(threads=1, memory_bytes=1 << 29)
+    await desk.load(path)
+    x = np.ones((1, 3), np.float32)
+    desk.run(path, {"elements": np.array([1 << 28]), "x": x})
+    failed = await desk.next()
+    assert isinstance(failed, BatchFailed), failed
+    assert "allocat" in failed.error
+    np.testing.assert_array_equal((await desk.outputs(path, {"elements": np.array([8]), "x": x}))["y"], x)
+
+
+async def test_a_worker_computes_only_for_its_share_of_the_time(desk: Desk, tmp_path: Path) -> None:
+    path = endless(tmp_path / "m.onnx")
+    desk.inference.allotment = Allotment(threads=1, busy_share=0.25)
+    await desk.load(path)
+    before_s, started_s = sum(worker_of(os.getpid()).cpu_times()[:2]), time.perf_counter()
+    for _ in range(8):
+        await desk.outputs(path, {"times": np.array([10]), "x": np.zeros((1, 3), np.float32)})
+    worked_s = sum(worker_of(os.getpid()).cpu_times()[:2]) - before_s
+    assert worked_s / (time.perf_counter() - started_s) < 0.5

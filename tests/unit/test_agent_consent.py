@@ -20,6 +20,7 @@ def test_a_later_version_replaces_an_earlier_one_and_stays_on_the_disk(tmp_path:
     assert (consent.policy, consent.version) == (None, 0)
     for policy in (FIRST, SECOND):
         assert consent.take(policy)
+        consent.save()
         assert Consent.open(tmp_path / "policy", Counter()).policy == policy == consent.policy
 
 
@@ -37,6 +38,7 @@ def test_what_changes_nothing(tmp_path: Path, offered: OwnerPolicy, counted: dic
     counters: Counter[str] = Counter()
     consent = Consent.open(tmp_path / "policy", counters)
     consent.take(SECOND)
+    consent.save()
     assert not consent.take(offered)
     assert (consent.policy, counters) == (SECOND, counted)
     assert Consent.open(tmp_path / "policy", counters).policy == SECOND
@@ -45,7 +47,9 @@ def test_what_changes_nothing(tmp_path: Path, offered: OwnerPolicy, counted: dic
 def test_an_emptied_policy_is_gone_and_any_version_may_follow(tmp_path: Path) -> None:
     consent = Consent.open(tmp_path / "policy", Counter())
     consent.take(SECOND)
+    consent.save()
     assert consent.take(None)
+    consent.save()
     assert not (tmp_path / "policy").exists()
     assert not consent.take(None)
     assert consent.take(FIRST)

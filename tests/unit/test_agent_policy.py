@@ -11,7 +11,16 @@ from msgspec import UNSET
 from fleet_wire.messages import BlobRef, Lease, RefusalReason, Task
 from fleet_wire.policy import Hours, LinkRules, OwnerPolicy
 from fleet_wire.signals import Signals
-from vehicle_agent.policy import CarLimits, IneligibleReason, first_reason, refusal_reason, task_objection
+from vehicle_agent.policy import (
+    CarLimits,
+    IneligibleReason,
+    Level,
+    Verdict,
+    first_reason,
+    judge,
+    refusal_reason,
+    task_objection,
+)
 
 # What coordinator and car must decide alike. A signal that is null there was never told.
 SHARED = json.loads((Path(__file__).parents[1] / "owner_rules.json").read_text(encoding="utf-8"))
@@ -160,3 +169,42 @@ def test_what_the_coordinator_is_told() -> None:
     assert refusal_reason(IneligibleReason.CABIN_TOO_HOT, held=True) is RefusalReason.TOO_HOT
     assert refusal_reason(IneligibleReason.OWNER_OPTED_OUT, held=False) is RefusalReason.CONSENT_MISSING
     assert refusal_reason(IneligibleReason.CONSENT_REVOKED, held=True) is RefusalReason.CONSENT_MISSING
+
+
+@pytest.mark.parametrize(
+    ("level", "signals", "policy"),
+    [
+        (Level.KILL, {"plugged": False}, {}),
+        (Level.KILL, {"moving": True}, {}),
+        (Level.KILL, {"opted_in": False}, {}),
+        (Level.KILL, {"sentry_mode": True}, {}),
+        (Level.KILL, {"camp_mode": True}, {}),
+        (Level.KILL, {"battery_temperature_c": 90.0}, {}),
+        (Level.KILL, {"compute_temperature_c": 90.0}, {}),
+        (Level.KILL, {"cabin_temperature_c": 90.0}, {}),
+        (Level.KILL, {"compute_power_w": 90.0}, {"power_cap_w": 50.0}),
+        (Level.KILL, {}, {"revoked": True}),
+        (Level.KILL, dict.fromkeys(("opted_in", "moving", "plugged", "charge_percent"), UNSET), {}),
+        (Level.FINISH, {"update_pending": True}, {}),
+        (Level.FINISH, {}, {"hours": [Hours([6], 0, 15)]}),
+        (Level.FINISH, {"charge_percent": 5.0}, {}),
+        (Level.FINISH, {"charge_percent": 30.0, "battery_power_w": -1.0}, {"departure_charge_percent": 80.0}),
+        (Level.FINISH, {"link_metered": True}, {}),
+        (Level.FINISH, {"link_rate_mbps": 0.1}, {"link": LinkRules(least_mbps=5.0)}),
+        (Level.FINISH, {"link_month_bytes": 9}, {"link": LinkRules(month_bytes=1)}),
+        (Level.FINISH, {"charging": False}, {"charge_coincident_only": True}),
+        (Level.KILL, {"compute_temperature_c": 90.0}, {"hours": [Hours([6], 0, 15)]}),  # the hardest of all reasons
+    ],
+)
+def test_how_work_ends_by_the_hardest_of_its_reasons(
+    level: Level, signals: dict[str, Any], policy: dict[str, Any]
+) -> None:
+    changed = msgspec.structs.replace(GOOD, **signals), msgspec.structs.replace(AGREED, **policy)
+    verdict = judge(*changed, CarLimits(), now_ms=BASE["now_ms"], utc_offset_ms=0, willing=True)
+    assert verdict == Verdict(reason_of(*changed, willing=True), level)
+
+
+def test_how_work_ends_without_a_policy() -> None:
+    verdict = judge(GOOD, None, CarLimits(), now_ms=0, utc_offset_ms=0, willing=True)
+    assert verdict == Verdict(IneligibleReason.CONSENT_MISSING, Level.KILL)
+    assert judge(GOOD, AGREED, CarLimits(), now_ms=BASE["now_ms"], utc_offset_ms=0, willing=True) is None

@@ -40,9 +40,10 @@ from vehicle_agent.events import (
     Tick,
     UploadFailed,
     WorkerDied,
+    WorkerUnwatched,
 )
 from vehicle_agent.pace import PaceLimits
-from vehicle_agent.policy import IneligibleReason
+from vehicle_agent.policy import IneligibleReason, Level
 from vehicle_agent.results import ByReference
 from vehicle_agent.session import Session, SessionLimits
 
@@ -199,6 +200,71 @@ def test_unplugging_kills_the_worker_and_gives_back_what_is_missing_after_what_i
     ]
     assert (session.working, session.busy) == (False, False)
     assert plain(session.handle(TaskOffered(task()), 2)) == [refusal(RefusalReason.INELIGIBLE, [1, 2])]
+
+
+def finishing() -> Session:
+    """A session that has sent a batch of eight rows and may finish the two that the worker has."""
+    session = loaded(finish_ms=500)
+    session.handle(TaskOffered(task([Lease(1, 0, 40)])), 0)
+    session.handle(ran(list(range(8)), 100.0), 0)
+    assert session.handle(Judged(IneligibleReason.OUTSIDE_HOURS, 36.0, 0.0, Level.FINISH), 1000) == []
+    return session
+
+
+LEFT = refusal(RefusalReason.LEAVING, [1], "outside_hours")
+
+
+def test_at_the_end_of_the_hours_the_worker_finishes_what_it_has_and_keeps_its_model() -> None:
+    session = finishing()
+    assert len(session.handle(ran(list(range(8)), 100.0), 1100)) == 1
+    assert session.handle(Judged(IneligibleReason.OUTSIDE_HOURS, 36.0, 0.0, Level.FINISH), 1200) == []
+    rows, left = plain(session.handle(ran(list(range(4)), 100.0), 1300))
+    assert (rows[1], left) == ([Span(1, 16, 20)], LEFT)
+    assert (session.working, session.busy) == (False, False)
+    session.handle(Judged(None, 36.0, 0.0), 2000)
+    assert all(isinstance(each, Run) for each in session.handle(TaskOffered(task()), 2000))
+
+
+def test_who_does_not_finish_in_time_is_killed() -> None:
+    session = finishing()
+    assert session.handle(Tick(), 1499) == []
+    assert plain(session.handle(Tick(), 1500)) == [KillWorker(), LEFT]
+    assert session.handle(Tick(), 1501) == []
+
+
+def test_who_finishes_is_killed_for_a_harder_reason_and_goes_on_when_all_is_well_again() -> None:
+    commands = finishing().handle(Judged(IneligibleReason.NOT_PARKED, 36.0, 0.0), 1100)
+    assert plain(commands) == [KillWorker(), refusal(RefusalReason.LEAVING, [1], "not_parked")]
+    session = finishing()
+    assert session.handle(Judged(None, 36.0, 0.0), 1100) == []
+    assert session.handle(Tick(), 1500) == []
+    assert session.working
+
+
+def test_a_model_that_still_loads_is_no_reason_to_go_on_for_ever() -> None:
+    session = ready(finish_ms=500)
+    session.handle(TaskOffered(task()), 0)
+    session.handle(ModelArrived(MODEL.digest), 0)
+    assert session.handle(Judged(IneligibleReason.OUTSIDE_HOURS, 36.0, 0.0, Level.FINISH), 1000) == []
+    left = refusal(RefusalReason.LEAVING, [1, 2], "outside_hours")
+    assert plain(session.handle(Tick(), 1500)) == [KillWorker(), left]
+
+
+def test_a_worker_that_keeps_its_model_ends_when_the_car_drives_off() -> None:
+    session = finishing()
+    session.handle(ran(list(range(8)), 100.0), 1100)
+    session.handle(ran(list(range(4)), 100.0), 1200)
+    assert session.handle(Judged(IneligibleReason.NOT_PARKED, 36.0, 0.0), 1300) == [KillWorker()]
+
+
+def test_rows_of_a_worker_that_nobody_watched_run_again_and_are_under_no_suspicion() -> None:
+    session = loaded()
+    session.handle(TaskOffered(task([Lease(1, 0, 3)])), 0)
+    for _ in range(5):
+        assert session.handle(WorkerUnwatched(), 0) == [KillWorker(), FetchModel(MODEL)]
+        assert session.handle(ModelArrived(MODEL.digest), 0) == [LoadModel(MODEL.digest)]
+        assert plain(session.handle(ModelLoaded(MODEL.digest, None), 0)) == [("run", "a", 3, {"x": [0, 1, 2]})]
+    assert +session.counters == {"worker_unwatched": 5}
 
 
 @pytest.mark.parametrize(
@@ -537,7 +603,8 @@ class AnyOrder(RuleBasedStateMachine):
             case "link":
                 self.connect()
             case "policy":
-                self.tell(Judged(data.draw(st.sampled_from([None, *IneligibleReason])), 25.0, 260.0))
+                reason = data.draw(st.sampled_from([None, *IneligibleReason]))
+                self.tell(Judged(reason, 25.0, 260.0, data.draw(st.sampled_from(Level))))
                 if data.draw(st.booleans()):
                     self.may_work()
             case "consent":

@@ -109,9 +109,9 @@ def test_a_car_plays_its_trace_at_the_speed_up() -> None:
 def test_computing_takes_power_and_makes_heat() -> None:
     car = SimulatedCar(parked(0), Replay(0, 0))
     seen = [(idle := car.read(0)).compute_power_w, idle.compute_temperature_c]
-    car.set_computing(True)
+    car.set_computing(1.0)
     seen += [(busy := car.read(60_000)).compute_power_w, busy.compute_temperature_c]
-    car.set_computing(False)
+    car.set_computing(0.0)
     seen += [(idle := car.read(600_000)).compute_power_w, idle.compute_temperature_c]
     assert seen == [0.0, 35.0, 25.0, pytest.approx(60.7, abs=0.1), 0.0, pytest.approx(35.0, abs=0.1)]
 
