@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from coordinator.clock import SteadyClock
-from coordinator.commands import AddRows, Command, EndJob, LedgerWrite, SendControl, SendPolicy, SendTask
+from coordinator.commands import AddRows, Command, EndJob, FindOut, LedgerWrite, SendControl, SendPolicy, SendTask
 from coordinator.core import Core
 from coordinator.delays import Delay
 from coordinator.events import Event, Tick
@@ -85,9 +85,13 @@ class Brain:
         await self._changes.setdefault(job, asyncio.Event()).wait()
 
     async def run(
-        self, send: Callable[[Sequence[SendTask | SendControl | SendPolicy]], None], has_room: Callable[[], bool]
+        self,
+        send: Callable[[Sequence[SendTask | SendControl | SendPolicy]], None],
+        ask: Callable[[Sequence[FindOut]], None],
+        has_room: Callable[[], bool],
     ) -> None:
-        """Take rounds until cancelled; `send` gets the commands of a round that are no writes, once those are durable.
+        """Take rounds until cancelled; `send` gets the commands of a round that are no writes, once those are durable;
+        `ask` gets the rows that are to be found out.
 
         Work is given only in rounds in which there `has_room` for more tasks; until then rows wait where any car may
         still have them.
@@ -109,6 +113,9 @@ class Brain:
             spoken = [command for command in commands if isinstance(command, SendTask | SendControl | SendPolicy)]
             if spoken:
                 send(spoken)
+            asked = [command for command in commands if isinstance(command, FindOut)]
+            if asked:
+                ask(asked)
             for call in acknowledge:
                 call()
             self._tell_watchers(writes)

@@ -22,6 +22,7 @@ from coordinator.adapters.influx_store import InfluxStore
 from coordinator.adapters.input_rows import InputRows
 from coordinator.adapters.object_blobs import ObjectBlobs
 from coordinator.adapters.onnx_inspector import OnnxInspector
+from coordinator.adapters.onnx_runner import OnnxRunner
 from coordinator.adapters.sqlite_ledger import SqliteLedger
 from coordinator.adapters.state_file import StateFile
 from coordinator.brain import Brain, wall_clock_ms
@@ -37,6 +38,7 @@ from coordinator.memory import AvailabilityMemory
 from coordinator.observation import Observer, ServiceState, keep_observing, look_last
 from coordinator.policy_drafts import read_fleet_policy
 from coordinator.ports import TelemetryStore
+from coordinator.referee import Referee
 from coordinator.rules.pay import PayTerms
 from coordinator.rules.tariff import flat_tariffs, zone_named
 from coordinator.settings import CoordinatorSettings
@@ -57,7 +59,7 @@ class _Stopped(Exception):
     """A signal asked for the end."""
 
 
-async def run_coordinator(
+async def run_coordinator(  # noqa: PLR0915 - as many statements as there are parts
     settings: CoordinatorSettings, random_source: random.Random, spans: SpanSink | None = None
 ) -> None:
     """Serve until SIGINT or SIGTERM; then let go of the broker, finish the commit under way, look a last time at what
@@ -84,6 +86,7 @@ async def run_coordinator(
     brain = Brain(core, ledger)
     tracer = Tracer(random_source, spans)
     dispatch = Dispatch(topics, inputs, core, lambda event: brain.put([event]), settings.max_packet_bytes, tracer)
+    referee = Referee(core, inputs, blobs, OnnxRunner(), lambda event: brain.put([event]))
     telemetry = TelemetryWriter(store)
     link = Link(
         options=_connect_options(settings),
@@ -122,7 +125,7 @@ async def run_coordinator(
             waiting_ms=telemetry.lag_ms,
             store=store.status(),
             events_waiting=brain.waiting,
-            refusals=refusals + dispatch.counters,
+            refusals=refusals + dispatch.counters + referee.counters,
         )
 
     await brain.open()
@@ -130,10 +133,11 @@ async def run_coordinator(
     await memory.recall(wall_clock_ms())
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(brain.run(dispatch.put, lambda: dispatch.has_room), name="brain")
+            tasks.create_task(brain.run(dispatch.put, referee.put, lambda: dispatch.has_room), name="brain")
             tasks.create_task(brain.tick(), name="ticker")
             tasks.create_task(telemetry.run(), name="telemetry")
             tasks.create_task(dispatch.run(), name="dispatch")
+            tasks.create_task(referee.run(), name="referee")
             tasks.create_task(link.run(), name="link")
             tasks.create_task(serve(build_app(desk, blobs, refusals, lambda: observer.latest), listener), name="http")
             tasks.create_task(

@@ -39,6 +39,7 @@ __all__ = [
     "LedgerJob",
     "LedgerSnapshot",
     "ModelInspector",
+    "ModelRunner",
     "ReceiptFilter",
     "SavedState",
     "StoreStatus",
@@ -250,6 +251,23 @@ class ModelInspector(Protocol):
 
     async def inspect(self, model: bytes) -> ModelView:
         """Describe a model that the fleet can run. Raises Rejected with what is wrong in one line."""
+
+
+class ModelRunner(Protocol):
+    """Runs one model at a time on a few rows in a process of its own, so that a hostile model can't hurt the daemon."""
+
+    @property
+    def model(self) -> str | None:
+        """Digest of the model that is loaded."""
+
+    async def load(self, digest: str, model: bytes) -> None:
+        """Load a model instead of what was loaded. Raises Rejected("model_refused"), StoreUnavailable."""
+
+    async def run(self, rows: int, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs of the loaded model. Raises Rejected with what is wrong in one line; the model may be gone then."""
+
+    async def close(self) -> None:
+        """End the process, if there is one."""
 
 
 class Desk(Protocol):

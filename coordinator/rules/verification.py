@@ -1,4 +1,4 @@
-"""Whether answers agree, which of them is right and who was wrong, and how often a car is checked. Pure.
+"""Whether answers agree, and how often a car is checked. Pure.
 
 After BOINC: equivalence classes and validation by agreement (D. P. Anderson, "BOINC: A System for Public-Resource
 Computing and Storage", GRID 2004) and adaptive replication, where a host that keeps giving valid results is checked
@@ -18,14 +18,13 @@ from fleet_wire.api import Tolerance
 from fleet_wire.tensors import Array
 
 __all__ = [
-    "Verdict",
     "VerificationLimits",
     "agreement",
     "check_share",
     "chosen",
     "conviction_ms",
     "is_trusted",
-    "verdict",
+    "least_of",
     "worst_share",
 ]
 
@@ -57,18 +56,6 @@ class VerificationLimits:
     audit_wait_ms: int = 10_000
     first_conviction_ms: int = 24 * 3_600_000
     longest_conviction_ms: int = 64 * 24 * 3_600_000
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Which opinion about a row is right, and whose were wrong, by their places.
-
-    `accepted` is None when none is known to be right; `undecided` says that another opinion is needed.
-    """
-
-    accepted: int | None
-    wrong: tuple[int, ...]
-    undecided: bool
 
 
 def agreement(
@@ -122,25 +109,6 @@ def _close(our: Array, their: Array, tolerance: Tolerance | None, same_class: bo
     return equal | near | (np.isnan(ours) & np.isnan(theirs))
 
 
-def verdict(agrees: Mask, needed: int, known: Mask | None = None) -> Verdict:
-    """Judge the opinions about one row. `agrees` says which of them agree with each other, `needed` how many must.
-
-    Where the coordinator has computed the row itself, `known` says which opinions agree with that, and that alone
-    decides. Otherwise the opinion that most agree with, itself included, is right if they are enough and no other that
-    contradicts it has as many. Agreement within a tolerance is not transitive: wrong is only who agrees with nobody
-    that agrees with the right one.
-    """
-    if known is not None:
-        right = np.flatnonzero(known)
-        return Verdict(int(right[0]) if len(right) else None, tuple(np.flatnonzero(~known).tolist()), undecided=False)
-    support = np.count_nonzero(agrees, axis=1)
-    best = int(np.argmax(support)) if len(support) else 0
-    if not len(support) or support[best] < needed or bool(np.any(~agrees[best] & (support == support[best]))):
-        return Verdict(None, (), undecided=True)
-    near_the_right = agrees[agrees[best]].any(axis=0)
-    return Verdict(best, tuple(np.flatnonzero(~near_the_right).tolist()), undecided=False)
-
-
 def worst_share(passed: int) -> float:
     """The largest expected share of wrong rows that a car gets through `passed` checks of rows drawn at random.
 
@@ -171,13 +139,23 @@ def chosen(secret: bytes, job: str, vehicle: str, rows: NDArray[np.int64], share
     Without the secret (16 to 64 bytes) nobody can tell them from the others. Whatever is chosen with one share is with
     every larger one.
     """
+    picked: Mask = _numbers(secret, job, vehicle, rows) < (share if share < 1 else inf)
+    return picked
+
+
+def least_of(secret: bytes, job: str, vehicle: str, rows: NDArray[np.int64]) -> int:
+    """The place among these rows of the one to check when one must be: the first that a rising share would choose."""
+    return int(np.argmin(_numbers(secret, job, vehicle, rows)))
+
+
+def _numbers(secret: bytes, job: str, vehicle: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """A number from 0 to 1 for each row, that nobody can tell without the secret."""
     blocks, place = np.unique(rows // _ROWS_PER_HASH, return_inverse=True)
     who = f"{job}\0{vehicle}\0".encode()
     digests = [hashlib.blake2b(who + block, key=secret).digest() for block in map(_eight_bytes, blocks.tolist())]
     numbers = np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, _ROWS_PER_HASH)
-    drawn = numbers[place, rows % _ROWS_PER_HASH].astype(np.float64) / 2.0**64
-    picked: Mask = drawn < (share if share < 1 else inf)
-    return picked
+    drawn: NDArray[np.float64] = numbers[place, rows % _ROWS_PER_HASH].astype(np.float64) / 2.0**64
+    return drawn
 
 
 def _eight_bytes(number: int) -> bytes:

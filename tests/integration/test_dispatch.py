@@ -133,7 +133,7 @@ async def test_the_brain_gives_no_work_while_too_much_waits_to_be_sent(scene: Sc
     def send(commands: Sequence[SendTask | SendControl | SendPolicy]) -> None:
         sent.extend(command for command in commands if isinstance(command, SendTask))
 
-    running = asyncio.create_task(brain.run(send, lambda: dispatch.has_room))
+    running = asyncio.create_task(brain.run(send, lambda asked: None, lambda: dispatch.has_room))
     brain.put([event for vehicle in CARS for event in arrival(vehicle, now_ms=wall_clock_ms())])  # type: ignore[misc]
     brain.put([ModelAdded(MODEL), JobSubmitted(job(chunk_rows=10))])
     assert not dispatch.has_room  # there is no connection

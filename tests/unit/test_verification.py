@@ -1,4 +1,4 @@
-"""Verdict, blame, agreement and how often a car is checked: cases computed by hand."""
+"""Agreement and how often a car is checked: cases computed by hand."""
 
 from typing import Any
 
@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from coordinator.rules.verification import (
-    Verdict,
     VerificationLimits,
     agreement,
     check_share,
     chosen,
     conviction_ms,
     is_trusted,
-    verdict,
+    least_of,
     worst_share,
 )
 from fleet_wire.api import JobTerms, Tolerance, Verification
@@ -23,17 +22,11 @@ from fleet_wire.api import JobTerms, Tolerance, Verification
 LIMITS = VerificationLimits()
 SECRET = bytes(range(32))
 NAN, INF = float("nan"), float("inf")
-UNDECIDED = Verdict(None, (), undecided=True)
 
 
 def agrees(ours: Any, theirs: Any, tolerance: Tolerance | None = None, *, same_class: bool = True) -> list[bool]:
     tolerances = {} if tolerance is None else {"y": tolerance}
     return agreement({"y": np.asarray(ours)}, {"y": np.asarray(theirs)}, tolerances, same_class=same_class).tolist()
-
-
-def matrix(*groups: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Opinions of which those with one number agree."""
-    return np.equal.outer(groups, groups)
 
 
 # Agreement ----------------------------------------------------------------------------------------------------------
@@ -106,43 +99,6 @@ def test_another_shape_type_or_set_of_outputs_is_a_disagreement_in_every_row() -
     assert agreement(both, {"z": np.zeros(2), "y": np.array([0, 1.0])}, {}, same_class=True).tolist() == [True, False]
 
 
-# Verdict and blame --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("opinions", "needed", "judged"),
-    [
-        ((), 2, UNDECIDED),
-        ((1,), 2, UNDECIDED),
-        ((1,), 1, Verdict(0, (), undecided=False)),
-        ((1, 1), 2, Verdict(0, (), undecided=False)),
-        ((1, 2), 2, UNDECIDED),
-        ((1, 2, 2), 2, Verdict(1, (0,), undecided=False)),
-        ((1, 2, 2), 3, UNDECIDED),
-        ((1, 2, 3, 1, 1), 3, Verdict(0, (1, 2), undecided=False)),
-        ((1, 1, 2, 2), 2, UNDECIDED),  # two equally strong sides
-        ((2, 1, 1, 2, 2), 2, Verdict(0, (1, 2), undecided=False)),
-    ],
-)
-def test_the_larger_side_is_right_if_it_is_large_enough(
-    opinions: tuple[int, ...], needed: int, judged: Verdict
-) -> None:
-    assert verdict(matrix(*opinions), needed) == judged
-
-
-def test_who_is_near_somebody_that_is_right_is_not_blamed() -> None:
-    chain = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]], dtype=np.bool_)
-    assert verdict(chain, 3) == Verdict(1, (3,), undecided=False)
-    near_by_one = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]])
-    assert verdict(near_by_one.astype(np.bool_), 3) == Verdict(2, (4,), undecided=False)
-
-
-def test_what_the_coordinator_knows_decides_alone() -> None:
-    known = np.array([False, False, True])
-    assert verdict(matrix(1, 1, 2), 2, known) == Verdict(2, (0, 1), undecided=False)
-    assert verdict(matrix(1, 1), 2, np.array([False, False])) == Verdict(None, (0, 1), undecided=False)
-
-
 # How often a car is checked -----------------------------------------------------------------------------------------
 
 
@@ -183,6 +139,13 @@ def test_what_is_chosen_depends_on_the_secret_the_job_and_the_vehicle() -> None:
         chosen(SECRET, "job\0car", "", rows, 0.5),
     ):
         assert 0.4 < np.mean(ours == other) < 0.6
+
+
+def test_the_one_row_to_check_is_the_first_that_a_rising_share_chooses() -> None:
+    rows = np.array([5, 900, 17, 17, 3])
+    place = least_of(SECRET, "job", "car", rows)
+    share = next(share for share in np.linspace(0, 1, 10_001) if chosen(SECRET, "job", "car", rows, share).any())
+    assert np.flatnonzero(chosen(SECRET, "job", "car", rows, share))[0] == place
 
 
 # Terms --------------------------------------------------------------------------------------------------------------
