@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Tests wait more than they compute: more of them at once than the two cores that CI has. ARGS="-n 0": one after the other.
+WORKERS ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -19,7 +21,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/idlewheel demo $(ARGS)
 
 test: lint
-	$(BIN)/pytest $(addprefix --cov=,$(PURE)) --cov-report=term $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(addprefix --cov=,$(PURE)) --cov-report=term $(ARGS)
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks $(ARGS)

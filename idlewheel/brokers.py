@@ -32,7 +32,7 @@ BrokerKind = Literal["mosquitto", "embedded"]
 BrokerChoice = Literal["auto", "mosquitto", "embedded"]
 
 _HOST: Final = "127.0.0.1"
-_START_S: Final = 15.0
+_START_S: Final = 30.0
 _STOP_S: Final = 5.0
 _PROBE_S: Final = 2.0
 _PROBE_EVERY_S: Final = 0.05
@@ -77,6 +77,8 @@ max_payload_size = {packet_bytes}
 max_inflight_count = 100
 dynamic_filters = true
 """
+
+_held: Final[list[socket.socket]] = []
 
 
 class BrokerFailed(Exception):
@@ -197,10 +199,16 @@ async def is_answering(host: str, port: int) -> bool:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback for a server of ours: nobody else gets it while this process lives.
+
+    A socket that is bound to it, and never listens, keeps the kernel from giving it away before the server is up, or
+    while it is down: to another server, or to a connection as its own end. The server must set SO_REUSEADDR, as all do.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind((_HOST, 0))
+    _held.append(held)
+    return int(held.getsockname()[1])
 
 
 def _mosquitto(directory: Path, port: int) -> list[str]:

@@ -6,15 +6,22 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from idlewheel.brokers import Broker, find_mosquitto, start_broker
 from tests.influx import InfluxProcess, require_influxd
 from tests.postgres import PostgresProcess, require_postgres
 
 # How long an example takes says more about the machine than about the code.
-settings.register_profile("untimed", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
 settings.load_profile("untimed")
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """A test's name stays the same in every process that collects it: bytes that we pack may hold the time."""
+    return f"{argname}-{len(val)}-bytes" if isinstance(val, bytes) else None
 
 
 def require_mosquitto() -> str:

@@ -21,7 +21,7 @@ from idlewheel.processes import dying_with_us
 __all__ = ["VERSIONS", "InfluxProcess", "SlowRoad", "find_influxd", "require_influxd"]
 
 VERSIONS: Final = ("1.6.7", "1.8.10")
-_START_S: Final = 30.0
+_START_S: Final = 60.0
 _CONFIG: Final = """\
 reporting-disabled = true
 bind-address = "127.0.0.1:{rpc_port}"

@@ -49,7 +49,7 @@ async def options(certificates: Path, mosquitto_program: str, tmp_path: Path) ->
     def connect_as(identity: str, client_id: str | None = None, folder: str = ".") -> ConnectOptions:
         tls = ssl.create_default_context(cafile=certificates / "ca.crt")
         tls.load_cert_chain(certificates / folder / f"{identity}.crt", certificates / folder / f"{identity}.key")
-        return ConnectOptions("127.0.0.1", port, client_id or identity, tls=tls, connect_timeout_s=5)
+        return ConnectOptions("127.0.0.1", port, client_id or identity, tls=tls, connect_timeout_s=30)
 
     process = await asyncio.create_subprocess_exec(
         mosquitto_program, "-c", str(tmp_path / "mosquitto.conf"), stdout=asyncio.subprocess.DEVNULL
@@ -63,7 +63,7 @@ async def options(certificates: Path, mosquitto_program: str, tmp_path: Path) ->
 
 
 async def wait_until_open(options: ConnectOptions) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 session = await connect(options)
@@ -74,7 +74,7 @@ async def wait_until_open(options: ConnectOptions) -> None:
 
 
 async def receive_one(session: Session) -> tuple[str, bytes]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         (message,) = await session.receive(1)
     return message.topic, message.payload
 

@@ -332,10 +332,10 @@ def serving(
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         served, task = started[0]
         yield served
     finally:
         served.loop.call_soon_threadsafe(task.cancel)
-        thread.join(20)
+        thread.join(60)
     assert not thread.is_alive()

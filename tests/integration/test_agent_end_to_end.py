@@ -48,7 +48,7 @@ from vehicle_agent.presence import EpochFile
 from vehicle_agent.settings import AgentSettings
 
 TOPICS = FleetTopics("test")
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 AGREED = OwnerPolicy(version=3, owner="ada", purposes=["general"])
 REVOKED = OwnerPolicy(version=4, owner="ada", purposes=[], revoked=True)
 

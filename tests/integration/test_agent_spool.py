@@ -130,7 +130,7 @@ async def listener(broker: Broker) -> AsyncIterator[Link]:
 
 async def receive(link: Link, count: int) -> list[Message]:
     heard: list[Message] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(heard) < count:
             messages = await link.receive()
             heard += messages

@@ -24,7 +24,7 @@ from vehicle_agent.events import BatchFailed, BatchRan, Event, ModelLoaded, Mode
 from vehicle_agent.frames import Load, RunBatch
 from vehicle_agent.inference import Inference
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class Desk:

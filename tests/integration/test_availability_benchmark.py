@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import availability
 from benchmarks.availability import MINUTES, Looks, _baselines, _play_fold, main, play
 from benchmarks.charging_sessions import read_table
 
@@ -32,8 +33,14 @@ def regular(users: int, days: int) -> list[tuple[str, str, str, str, str]]:
     return rows
 
 
+@pytest.fixture
+def few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three times fewer than a benchmark of so few cars takes."""
+    monkeypatch.setattr(availability, "_STEPS", (23,))
+
+
 def test_the_model_beats_both_baselines_on_users_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, out, plot = write(tmp_path / "s.csv.gz", regular(6, 40)), tmp_path / "out.json", tmp_path / "out.svg"
+    file, out, plot = write(tmp_path / "s.csv.gz", regular(6, 16)), tmp_path / "out.json", tmp_path / "out.svg"
     assert main(["--sessions", str(file), "--json", str(out), "--plot", str(plot)]) == 0
     figures = json.loads(out.read_text())
     for score in ("brier", "log_loss"):
@@ -41,17 +48,18 @@ def test_the_model_beats_both_baselines_on_users_held_out(tmp_path: Path, capsys
     assert set(figures["on_time"]) == set(figures["lost"]) == {str(minutes) for minutes in MINUTES}
     assert all(0 <= value <= 1 for value in (*figures["on_time"].values(), *figures["lost"].values()))
     assert figures["on_time"]["60"] >= figures["beside"]["none"]["60"]["on_time"]
-    assert (figures["users"], figures["sessions"]) == (6, 240)
+    assert (figures["users"], figures["sessions"]) == (6, 96)
     assert set(figures["apart"]) == {"weekday_07"}  # no July in it
     assert "| 60 min |" in capsys.readouterr().out
     assert plot.read_text().startswith("<svg")
 
 
+@pytest.mark.usefixtures("few_looks")
 @pytest.mark.parametrize("day", [9, 21])
 def test_nothing_foreseen_changes_with_what_is_to_come(tmp_path: Path, day: int) -> None:
     """Two tables that are the same until a moment, in the middle of a night and of a month, or at a month's end."""
     cut = datetime(2019, 1, 7, 5, 40, tzinfo=UTC) + timedelta(days=day)
-    rows = regular(4, 30)
+    rows = regular(4, day + 5)
 
     def told(name: str, change_hours: int) -> Looks:
         changed = []
@@ -166,8 +174,9 @@ def test_a_bad_file_gives_one_line(
     assert says in told.err
 
 
+@pytest.mark.usefixtures("few_looks")
 def test_order_of_the_rows_packing_and_columns_beside_change_nothing(tmp_path: Path) -> None:
-    rows = regular(3, 12)
+    rows = regular(3, 8)
     figures = []
     head, *lines = gzip.decompress(write(tmp_path / "a.csv.gz", rows).read_bytes()).decode().split("\n")
     np.random.default_rng(3).shuffle(lines)

@@ -34,12 +34,12 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def http(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, trust_env=False, timeout=20) as client:
+    with httpx.Client(base_url=served.url, trust_env=False, timeout=60) as client:
         yield client
 
 
 def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.01)
@@ -347,7 +347,7 @@ async def test_our_own_failures_are_said_without_their_insides_and_cancelling_en
         async with http.stream("GET", f"/v1/jobs/{job}/rows"):
             await asyncio.to_thread(until, lambda: desk.streams_open == 1)
             server.cancel()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await asyncio.wait({server})
     assert server.cancelled()
     assert desk.streams_open == 0

@@ -28,7 +28,7 @@ from tests.influx import VERSIONS, InfluxProcess, require_influxd
 LIMITS = InfluxLimits(
     lines_at_once=100, write_timeout_s=0.5, again_s=0.05, longest_again_s=0.1, denied_again_s=0.1, points_every_s=0.05
 )
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class Misbehaving:

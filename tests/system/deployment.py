@@ -13,7 +13,7 @@ from pathlib import Path
 from idlewheel import Client
 from idlewheel.brokers import Broker, free_port
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 
 
 async def until(condition: Callable[[], object], what: str, *, deadline_s: float = DEADLINE_S) -> None:

@@ -8,23 +8,21 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-import pytest
 
 from coordinator.availability import Availability
 from idlewheel.client import Client
 from tests.influx import VERSIONS, InfluxProcess
-from tests.system.deployment import until
+from tests.system.deployment import DEADLINE_S, until
 from tests.system.test_up_and_submit import Up, descendants, expect_gone, mixed_model, mixed_rows, running_up
 
 CARS = ["car-01", "car-02", "car-03", "car-04"]
 KEPT = {"economics", "fleet_state", "job_state", "service", "service_store", "vehicle_state", "vehicle_work"}
 
 
-@pytest.mark.parametrize("version", VERSIONS)
 async def test_every_command_answers_and_the_database_fills(
-    version: str, influx_of: Callable[[str], InfluxProcess], tmp_path: Path
+    influx_of: Callable[[str], InfluxProcess], tmp_path: Path
 ) -> None:
-    server, database = influx_of(version), f"day_{uuid4().hex}"
+    server, database = influx_of(VERSIONS[0]), f"day_{uuid4().hex}"
     arguments = ["--vehicles", "4", "--store", server.url(database)]
     # Vehicles are observed only every sixth time.
     async with running_up(tmp_path, *arguments, IDLEWHEEL_COORDINATOR_OBSERVE_EVERY_S="1") as up:
@@ -35,18 +33,17 @@ async def test_every_command_answers_and_the_database_fills(
         await expect_gone(children)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
 async def test_a_killed_coordinator_knows_fleet_and_history_from_the_store(
-    version: str, influx_of: Callable[[str], InfluxProcess], tmp_path: Path
+    influx_of: Callable[[str], InfluxProcess], tmp_path: Path
 ) -> None:
-    server, data = influx_of(version), tmp_path / "data"
+    server, data = influx_of(VERSIONS[0]), tmp_path / "data"
     arguments = ["--store", server.url(f"day_{uuid4().hex}"), "--data", str(data)]
     async with running_up(tmp_path, *arguments, "--vehicles", "4") as up:
         await said(up, "submit", *mixed_job(tmp_path), "-o", tmp_path / "out.npz")
         (coordinator,) = [child for child in descendants(up) if "coordinator.daemon" in child.cmdline()]
         before = json.loads(await said(up, "vehicles", "--json"))
         coordinator.kill()
-        assert await asyncio.wait_for(asyncio.to_thread(up.process.wait), 30) == 1
+        assert await asyncio.wait_for(asyncio.to_thread(up.process.wait), DEADLINE_S) == 1
     assert (tmp_path / "up.log").read_text().startswith("idlewheel up: the coordinator was killed by SIGKILL: ")
     assert not (data / "coordinator" / "availability.npz").exists()
 
@@ -102,7 +99,7 @@ def mixed_job(tmp_path: Path) -> tuple[Path, Path]:
 
 async def end(up: Up) -> None:
     up.process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(asyncio.to_thread(up.process.wait), 30) == 0
+    assert await asyncio.wait_for(asyncio.to_thread(up.process.wait), DEADLINE_S) == 0
 
 
 async def said(up: Up, *arguments: object) -> str:

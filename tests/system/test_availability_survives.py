@@ -17,6 +17,7 @@ def plugged_since_ms(kept: Path) -> int:
     return int(model.column["plugged_since_ms"][0]) if ids == ["car-1"] else -1
 
 
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 async def test_a_car_is_known_to_be_plugged_in_since_as_long_ago_as_before(
     broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from fleet_wire.signals import SIGNAL_PATHS
 from fleet_wire.topics import FleetTopics, VehicleChannel
 from idlewheel.brokers import Broker
 from tests.influx import InfluxProcess
-from tests.system.deployment import Deployment, deployment, until
+from tests.system.deployment import DEADLINE_S, Deployment, deployment, until
 from tests.system.test_large_and_hostile import doubling
 
 TOPICS = FleetTopics("test")
@@ -104,6 +104,7 @@ def kept(server: InfluxProcess, database: str) -> dict[str, list[tuple[int, int,
     return documents
 
 
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 async def test_telemetry_that_cannot_be_is_refused_by_its_reason_and_told(
     broker: Broker, influx_of: Callable[[str], InfluxProcess], tmp_path: Path
 ) -> None:
@@ -161,7 +162,7 @@ async def test_telemetry_that_cannot_be_is_refused_by_its_reason_and_told(
         assert not [name for name in running.client.health().counters if "store" in name and "refused" in name]
 
         job = await asyncio.to_thread(running.client.submit, doubling(16), rows)
-        np.testing.assert_array_equal((await asyncio.to_thread(job.result, 60.0))["y"], rows * 2)
+        np.testing.assert_array_equal((await asyncio.to_thread(job.result, DEADLINE_S))["y"], rows * 2)
         listening.cancel()
         await liar.close()
         await car.close()

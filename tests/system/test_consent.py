@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from idlewheel import Job
 from idlewheel.brokers import Broker
-from tests.system.deployment import Deployment, until
+from tests.system.deployment import DEADLINE_S, Deployment, until
 from tests.system.test_nothing_is_lost import INPUTS, MODEL
 
 ROWS = 8_000
@@ -42,6 +43,7 @@ async def without_consent(broker: Broker, directory: Path, cars: int) -> Deploym
     return running
 
 
+@pytest.mark.parametrize("broker", ["mosquitto"], indirect=True)
 async def test_consent_is_asked_for_given_and_revoked(broker: Broker, tmp_path: Path) -> None:
     running = await without_consent(broker, tmp_path, cars=2)
     try:
@@ -63,7 +65,7 @@ async def test_consent_is_asked_for_given_and_revoked(broker: Broker, tmp_path: 
         assert job.status().state == "running"
 
         await owner_policy(running, "set", "car-2", "--owner", "bob", "--purpose", "general", "--floor", "20")
-        assert (await asyncio.to_thread(job.wait, 90)).state == "done"
+        assert (await asyncio.to_thread(job.wait, DEADLINE_S)).state == "done"
         outputs = (await asyncio.to_thread(job.result))["y"]
         assert outputs.shape == (ROWS, 1)
         assert np.isfinite(outputs).all()
@@ -91,11 +93,12 @@ async def test_consents_survive_the_coordinators_death(broker: Broker, tmp_path:
         assert (view.policy.owner, view.policy.version) == ("ada", 1)
         assert {each.id: each.eligible for each in running.client.vehicles()} == {"car-1": True, "car-2": False}
         job = await asyncio.to_thread(running.client.submit, MODEL, INPUTS[:50])
-        assert (await asyncio.to_thread(job.wait, 60)).vehicles == 1
+        assert (await asyncio.to_thread(job.wait, DEADLINE_S)).vehicles == 1
     finally:
         await running.close()
 
 
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 async def test_a_ledger_from_a_backup_says_which_cars_know_more_and_the_next_policy_counts(
     broker: Broker, tmp_path: Path
 ) -> None:

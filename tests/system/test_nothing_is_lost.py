@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from idlewheel import Job
 from idlewheel.brokers import Broker
-from tests.system.deployment import Deployment, deployment, until
+from tests.system.deployment import DEADLINE_S, Deployment, deployment, until
 
 ROWS = 6_000
 MANY_ROWS = 24_000  # so many that the job outlasts what is done to it, while the cars go on with what they hold
@@ -72,7 +72,7 @@ def collect(job: Job) -> tuple[np.ndarray, np.ndarray]:
 
 
 async def check(job: Job, collecting: asyncio.Task[tuple[np.ndarray, np.ndarray]], expected: np.ndarray) -> None:
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(DEADLINE_S):
         outputs, times = await collecting
     assert times.tolist() == [1] * len(outputs)
     np.testing.assert_allclose(outputs, expected[: len(outputs)], rtol=1e-3, atol=1e-3)
@@ -111,6 +111,7 @@ async def test_agent_killed_while_it_holds_work(broker: Broker, tmp_path: Path, 
         assert job.status().rows_released_again > 0
 
 
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 async def test_consent_revoked_in_mid_job(broker: Broker, tmp_path: Path, expected: np.ndarray) -> None:
     async with deployment(broker, tmp_path, cars=2) as running:
         job = await submitted(running, MANY_ROWS)

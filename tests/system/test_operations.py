@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from idlewheel.brokers import Broker
 from tests.influx import VERSIONS, InfluxProcess
-from tests.system.deployment import Deployment, deployment, until
+from tests.system.deployment import DEADLINE_S, Deployment, deployment, until
 from tests.system.test_nothing_is_lost import submitted, until_under_way
 from tests.unit.test_alerts import RULES, metrics_of
 
@@ -32,7 +32,7 @@ async def work(running: Deployment) -> None:
     job = await submitted(running, ROWS)
     await until_under_way(job, ROWS // 20)
     await running.stop("car-2")
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(DEADLINE_S):
         await asyncio.to_thread(job.result)
     async with httpx.AsyncClient(trust_env=False) as http:
         assert (await http.get(f"{running.url}/v1/jobs/none")).status_code == 404

@@ -21,6 +21,7 @@ from onnx import TensorProto, helper
 
 from idlewheel.brokers import free_port
 from tests.conftest import require_mosquitto
+from tests.system.deployment import DEADLINE_S
 
 ROWS = 300
 INPUTS = {
@@ -86,7 +87,7 @@ class Up:
             env={**os.environ, "IDLEWHEEL_URL": self.url},
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=DEADLINE_S,
             check=False,
         )
 
@@ -113,7 +114,7 @@ async def running_up(tmp_path: Path, *arguments: str, **environment: str) -> Asy
         )
     assert process.stdout is not None
     try:
-        first = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), 60)
+        first = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), DEADLINE_S)
         assert f"http://{place}" in first, (tmp_path / "up.log").read_text()
         yield Up(process, f"http://{place}")
     finally:
@@ -145,7 +146,7 @@ async def test_any_model_gives_what_onnxruntime_gives_and_ctrl_c_leaves_nothing(
 
     children = descendants(up)
     up.process.send_signal(signal.SIGINT)
-    assert await asyncio.wait_for(asyncio.to_thread(up.process.wait), 30) == 0
+    assert await asyncio.wait_for(asyncio.to_thread(up.process.wait), DEADLINE_S) == 0
     await expect_gone(children)
 
 
@@ -194,10 +195,11 @@ def descendants(up: Up) -> list[psutil.Process]:
 
 
 async def expect_gone(processes: list[psutil.Process]) -> None:
-    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, 15)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, DEADLINE_S)
     assert alive == []
 
 
+@pytest.mark.parametrize("up", ["embedded"], indirect=True)
 async def test_bad_input_exits_2_with_one_line_that_names_it(up: Up, tmp_path: Path) -> None:
     model, out = tmp_path / "m.onnx", tmp_path / "out.npz"
     mixed_model(model)
