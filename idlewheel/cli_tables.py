@@ -16,6 +16,7 @@ __all__ = ["print_jobs", "print_receipts", "print_statement", "print_vehicles"]
 _PIPE_COLUMNS = 200
 _MOST_COLUMNS = 1000
 _BREAKABLE = {"NAME", "NOTE"}
+_BROKEN_COLUMNS = 10  # what they keep at least
 _Row = Sequence[str]
 _MONEY = ("energy_pay_micro", "fee_pay_micro", "pay_micro")
 
@@ -120,11 +121,12 @@ def _table(titles: Sequence[str], rows: Sequence[_Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, title in enumerate(titles):
         name = title.removeprefix(">")
+        longest = max(cell_len(row[place]) for row in rows)
         table.add_column(
             name,
             justify="left" if name == title else "right",
             overflow="fold",
-            min_width=None if name in _BREAKABLE else max(cell_len(row[place]) for row in rows),
+            min_width=max(cell_len(name), min(longest, _BROKEN_COLUMNS) if name in _BREAKABLE else longest),
         )
     for row in rows:
         table.add_row(*row)
@@ -139,14 +141,18 @@ def _show(whole: Table, short: Table | None = None) -> None:
         console = Console(markup=False, highlight=False, emoji=False, width=_PIPE_COLUMNS)
     unlimited = console.options.update(width=_MOST_COLUMNS)
     table = whole
-    if short is not None and console.measure(whole, options=unlimited).minimum > console.width:
+    if short is not None and _narrowest(whole) > console.width:
         table = short
-    size = console.measure(table, options=unlimited)
-    if size.minimum > console.width:  # rich would cut words short, ids among them; the terminal wraps whole lines
-        console.width = size.maximum
+    if _narrowest(table) > console.width:  # rich would cut words short, ids among them; the terminal wraps whole lines
+        console.width = console.measure(table, options=unlimited).maximum
     with console.capture() as text:
         console.print(table)
     typer.echo("\n".join(line.rstrip() for line in text.get().splitlines()))  # a pipe needs no padding
+
+
+def _narrowest(table: Table) -> int:
+    """Columns that a table needs. Rich's own measure never breaks a word, though it does so when it prints."""
+    return sum((column.min_width or 0) + 2 for column in table.columns) - 2
 
 
 def _yes(value: bool) -> str:
