@@ -60,12 +60,12 @@ SIGNALS: Final[Mapping[str, Mapping[str, Any]]] = {
     "consent revoked": {},
 }
 _CROWD: Final = 8
-_TARGETS: Final = 2
+_TARGETS: Final = 4
 _DEADLINE_S: Final = 120.0
 _ROW_FLOATS: Final = 1 << 18
 _ENDLESS: Final = 1 << 40
 _SIDE: Final = 1024
-_BUSY_S: Final = 1.5  # more than a worker takes to start and to load the model
+_BUSY_S: Final = 1.0  # more than a worker takes to start and to load the model
 _POLICY: Final = {"owner": "ada"}
 
 
@@ -181,7 +181,7 @@ def endless_model() -> bytes:
 
 @contextlib.asynccontextmanager
 async def _run_stage(local: LocalFleet, client: Client, directory: Path, cars: int) -> AsyncIterator[Stage]:
-    """The agents of some cars in one process; all but the first two of a crowd do other work."""
+    """The agents of some cars in one process; the second half of a crowd does other work."""
     targets = min(cars, _TARGETS)
     fleet = [
         Car(f"{directory.name}-{number}", directory / f"{number}.sock", "long" if number < targets else "load", mark)

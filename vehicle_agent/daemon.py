@@ -149,6 +149,7 @@ class _Agent:
             on_event=self.handle,
             must_stop=self._must_stop,
             on_kill=lambda: loop.call_soon_threadsafe(self._guard_killed),
+            cgroup=None if settings.cgroup is None else settings.cgroup / f"worker-{settings.vehicle}",
         )
         models_dir = settings.models_dir or settings.data_dir / "models"
         self._models = ModelCache(models_dir, settings.vehicle, settings.models_bytes, blobs)

@@ -2,23 +2,27 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
 from fleet_wire.tensors import decode_tensors
 from vehicle_agent.allotment import Allotment
+from vehicle_agent.cgroup import prepare_cgroup
 from vehicle_agent.events import BatchFailed, BatchRan, Event, ModelLoaded, ModelUnusable, WorkerDied, WorkerUnwatched
 from vehicle_agent.frames import PREFIX_BYTES, UNWATCHED, Answer, Loaded, Order, Raised, Ran, Unusable, frame_of
 from vehicle_agent.guard import Guard
 
 __all__ = ["Inference"]
 
+_log = logging.getLogger(__name__)
 _decode = msgspec.msgpack.Decoder(Answer).decode
 _BUFFER_BYTES = 1 << 20
 _END_S = 2.0
@@ -28,7 +32,8 @@ class Inference:
     """At most one worker process. `on_event` hears its answers; nothing is heard of a worker that was killed.
 
     `allotment` is what the next worker may use. While one lives, `must_stop` is asked many times a second, in another
-    thread; when it says so, the worker is killed at once and `on_kill` is called in that thread.
+    thread; when it says so, the worker is killed at once and `on_kill` is called in that thread. `cgroup` is the folder
+    of the worker's control group, in one that was delegated to us.
     """
 
     def __init__(
@@ -39,12 +44,14 @@ class Inference:
         on_event: Callable[[Event], None],
         must_stop: Callable[[], bool],
         on_kill: Callable[[], object],
+        cgroup: Path | None = None,
     ) -> None:
         self.allotment = allotment
         self._group = group
         self._on_event = on_event
         self._must_stop = must_stop
         self._on_kill = on_kill
+        self._cgroup = cgroup
         self._guard: Guard | None = None
         self._ended: list[Guard] = []
         self._orders: asyncio.Queue[bytearray] = asyncio.Queue()
@@ -80,9 +87,9 @@ class Inference:
         """Start a worker and its guard. It dies with this thread, which is to be the agent's own."""
         heard, beats = os.pipe()
         os.set_blocking(beats, False)
-        allotment = self.allotment
-        numbers = [pipe.fileno(), heard, os.getpid(), allotment.threads, allotment.niceness]
-        arguments = [*map(str, numbers), str(allotment.memory_bytes), str(allotment.busy_share)]
+        cgroup = self._prepared_cgroup()
+        numbers = [pipe.fileno(), heard, os.getpid()]
+        arguments = [*map(str, numbers), msgspec.json.encode(self.allotment).decode(), str(cgroup or "")]
         try:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, and numbers
                 [sys.executable, "-m", "vehicle_agent.worker", *arguments],
@@ -96,9 +103,22 @@ class Inference:
             raise
         finally:
             os.close(heard)
+        bound_by = f"the control group {cgroup}" if cgroup else "resource limits and pauses"
+        _log.info("worker %d: %s, by %s", process.pid, self.allotment, bound_by)
         guard = Guard(process, beats, self._must_stop, self._on_kill)
         guard.start()
         return process, guard
+
+    def _prepared_cgroup(self) -> Path | None:
+        """The worker's control group, bounded; None where there is none."""
+        if self._cgroup is None:
+            return None
+        try:
+            prepare_cgroup(self._cgroup, self.allotment)
+        except OSError as error:
+            _log.warning("no control group for the worker: %s", error)
+            return None
+        return self._cgroup
 
     async def _converse(self, pipe: socket.socket, process: subprocess.Popen[bytes], guard: Guard) -> None:
         """Carry orders and answers until the worker ends, by itself (which is an event) or because we killed it."""

@@ -2,7 +2,7 @@
 
 It owns nothing that must survive: the agent kills it at any moment. It dies with its parent, whatever ends that, and
 ends itself when it has not heard the parent's beat for a while: a parent that stands still can't stop it.
-Started as `python -m vehicle_agent.worker SOCKET_FD BEATS_FD PARENT_PID THREADS NICENESS MEMORY_BYTES BUSY_SHARE`.
+Started as `python -m vehicle_agent.worker SOCKET_FD BEATS_FD PARENT_PID ALLOTMENT CGROUP`.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 from time import perf_counter, process_time, sleep
 
 import msgspec
@@ -20,6 +21,7 @@ import msgspec
 from fleet_wire.errors import WireError
 from fleet_wire.tensors import decode_tensors, encode_tensors
 from vehicle_agent.allotment import Allotment
+from vehicle_agent.cgroup import enter_cgroup
 from vehicle_agent.frames import (
     PREFIX_BYTES,
     UNWATCHED,
@@ -78,14 +80,11 @@ class Worker:
             return Raised(error.detail, by_row=True)
 
 
-def main(socket_fd: int, beats_fd: int, parent_pid: int, allotment: Allotment) -> None:
+def main(socket_fd: int, beats_fd: int, parent_pid: int, allotment: Allotment, cgroup: Path | None) -> None:
     """Serve the parent until the pipe ends."""
     _die_with(parent_pid)
     threading.Thread(target=_die_unwatched, args=[beats_fd], name="beats", daemon=True).start()
-    os.nice(allotment.niceness)
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    bound = allotment.memory_bytes if hard == resource.RLIM_INFINITY else min(allotment.memory_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))
+    pause_share = _bound(allotment, cgroup)
     pipe = socket.socket(fileno=socket_fd)
     orders = pipe.makefile("rb", buffering=1 << 20)
     decode = msgspec.msgpack.Decoder(Order).decode
@@ -96,7 +95,26 @@ def main(socket_fd: int, beats_fd: int, parent_pid: int, allotment: Allotment) -
         answer = worker.answer(order)
         busy_s = (process_time() - busy_s) / allotment.threads
         pipe.sendall(frame_of(answer))
-        sleep(busy_s * (1 / allotment.busy_share - 1))
+        sleep(busy_s * pause_share)
+
+
+def _bound(allotment: Allotment, cgroup: Path | None) -> float:
+    """Hold this process to its allotment; return how long to pause for each second of computing.
+
+    The resource limit holds inside of a control group too: what it refuses is an error of the model, and no kill.
+    """
+    os.nice(allotment.niceness)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    bytes_most = allotment.memory_bytes if hard == resource.RLIM_INFINITY else min(allotment.memory_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (bytes_most, hard))
+    if cgroup is not None:
+        try:
+            enter_cgroup(cgroup)
+        except OSError as error:
+            print(f"the worker is not in its control group: {error}", file=sys.stderr)  # noqa: T201 - the agent's log
+        else:
+            return 0.0
+    return 1 / allotment.busy_share - 1
 
 
 def _die_with(parent_pid: int) -> None:
@@ -115,9 +133,7 @@ def _die_unwatched(beats_fd: int) -> None:
     os._exit(UNWATCHED)
 
 
-def _allotment(threads: str, niceness: str, memory_bytes: str, busy_share: str) -> Allotment:
-    return Allotment(int(threads), int(niceness), int(memory_bytes), float(busy_share))
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), _allotment(*sys.argv[4:]))
+    _socket, _beats, _parent = map(int, sys.argv[1:4])
+    _cgroup = Path(sys.argv[5]) if sys.argv[5] else None
+    main(_socket, _beats, _parent, msgspec.json.decode(sys.argv[4], type=Allotment), _cgroup)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from fleet_link import ConnectOptions, LinkLost, connect
 from fleet_link import Session as Link
@@ -70,7 +71,7 @@ class Car:
             camp_mode=False,
             sentry_mode=False,
         )
-        self.computing: list[bool] = []
+        self.computing: list[float] = []
         self._changed = asyncio.Event()
 
     def read(self, now_ms: int) -> Signals:
@@ -81,7 +82,7 @@ class Car:
         self._changed.clear()
 
     def set_computing(self, share: float) -> None:
-        self.computing.append(share > 0)
+        self.computing.append(share)
 
     def set(self, **signals: Any) -> None:
         for name, value in signals.items():
@@ -494,3 +495,18 @@ async def test_a_row_that_needs_too_much_memory_is_reported_and_the_others_are_c
         assert "allocat" in failure.error
         assert sorted(coordinator.outputs("job-1")) == [0, 2]
         assert not counters["worker_died"]
+
+
+async def test_under_a_cap_below_what_computing_draws_a_car_computes_for_a_part_of_the_time(
+    coordinator: Coordinator, settings: AgentSettings, blobs: BlobServer, tmp_path: Path
+) -> None:
+    consent = Consent.open(settings.data_dir / "policy", Counter())
+    consent.take(replace(AGREED, version=4, power_cap_w=20.0))
+    consent.save()
+    model = model_ref(blobs, doubling(tmp_path / "m.onnx"))
+    car = Car()
+    async with running(settings, car, Counter()):
+        await coordinator.until(lambda: bool(coordinator.of(Telemetry)))
+        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(0, 0, 5)], consent_version=4))
+        await coordinator.until(lambda: len(coordinator.outputs("job-1")) == 5)
+    assert car.computing == [0.8, 0.0]  # of the 25 W that are set

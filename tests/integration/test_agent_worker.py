@@ -30,7 +30,7 @@ DEADLINE_S = 60.0
 class Desk:
     """Gives the worker orders and waits for what it says."""
 
-    def __init__(self, group: asyncio.TaskGroup) -> None:
+    def __init__(self, group: asyncio.TaskGroup, cgroup: Path | None = None) -> None:
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.must_stop = False
         self.kills = 0
@@ -40,6 +40,7 @@ class Desk:
             on_event=self.events.put_nowait,
             must_stop=lambda: self.must_stop,
             on_kill=self.killed,
+            cgroup=cgroup,
         )
 
     def killed(self) -> None:
@@ -329,3 +330,20 @@ async def test_a_worker_computes_only_for_its_share_of_the_time(desk: Desk, tmp_
         await desk.outputs(path, {"times": np.array([10]), "x": np.zeros((1, 3), np.float32)})
     worked_s = sum(worker_of(os.getpid()).cpu_times()[:2]) - before_s
     assert worked_s / (time.perf_counter() - started_s) < 0.5
+
+
+@pytest.mark.parametrize("is_delegated", [True, False])
+async def test_a_worker_enters_its_control_group_and_runs_without_one_too(tmp_path: Path, is_delegated: bool) -> None:
+    group = tmp_path / "worker"
+    if is_delegated:  # it looks like one; the system would make these files
+        (tmp_path / "cgroup.subtree_control").touch()
+        group.mkdir()
+        for name in ("memory.max", "cpu.max", "cgroup.procs"):
+            (group / name).touch()
+    path = doubling(tmp_path / "m.onnx")
+    async with asyncio.TaskGroup() as tasks:
+        desk = Desk(tasks, group)
+        assert await desk.load(path) == ModelLoaded("m.onnx", None)
+        if is_delegated:
+            assert (group / "cgroup.procs").read_text() == str(worker_of(os.getpid()).pid)
+        await desk.inference.close()

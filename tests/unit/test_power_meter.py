@@ -31,3 +31,9 @@ def test_charging_keeps_it_awake_anyway() -> None:
     assert learned(Signals(charging=False, awake_power_w=300.0))[1] == 300.0
     assert learned(Signals(awake_power_w=300.0))[1] == 300.0
     assert learned(Signals(charging=True), Signals(charging=False))[1] == 260.0
+
+
+def test_what_is_drawn_for_a_share_of_the_time_says_what_all_of_the_time_would_draw() -> None:
+    meter = PowerMeter(25.0, 260.0)
+    meter.learn(Signals(plugged=True, compute_power_w=20.0), 0.8)
+    assert meter.compute_w == 25.0
