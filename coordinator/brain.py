@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from coordinator.clock import SteadyClock
 from coordinator.commands import AddRows, Command, EndJob, FindOut, LedgerWrite, SendControl, SendPolicy, SendTask
@@ -35,26 +36,31 @@ class Brain:
         self.commits = Delay()
         self._ledger = ledger
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        self._readers = ThreadPoolExecutor(ledger.readers, "ledger-reader") if ledger.readers else self._thread
         self._events: list[Event] = []
         self._when_durable: list[Callable[[], None]] = []
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
-        self._changes: dict[str, asyncio.Event] = {}
+        self._tick_waits = False
+        self._changes: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
 
     async def open(self) -> None:
-        """Open the ledger and let the core go on from it. Raises StoreUnavailable."""
-        await self.with_ledger(self._ledger.open)
+        """Open the ledger and let the core go on from it. Raises StoreUnavailable, LedgerHeld."""
+        await self._in(self._thread, self._ledger.open)
         self.core.restore(await self.with_ledger(self._ledger.load), wall_clock_ms())
 
     async def close(self) -> None:
-        """Close the ledger after the commit that is under way."""
-        await self.with_ledger(self._ledger.close)
-        self._thread.shutdown()
+        """Close the ledger after the commit that is under way, unless that waits for a server."""
+        self._ledger.give_up()
+        await self._in(self._thread, self._ledger.close)
 
     async def with_ledger(self, call: Callable[..., T], *arguments: object) -> T:
-        """Call the ledger in its own thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+        """Ask the ledger something, in a thread in which one may. Raises StoreUnavailable."""
+        return await self._in(self._readers, call, *arguments)
+
+    async def _in(self, thread: ThreadPoolExecutor, call: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(thread, call, *arguments)
 
     def put(self, events: Iterable[Event], when_durable: Callable[[], None] | None = None) -> None:
         """Hand events over; `when_durable` is called once all that follows from them is committed."""
@@ -80,9 +86,9 @@ class Brain:
         """Wait while too many events wait: back-pressure for whoever can hold messages back."""
         await self._room.wait()
 
-    async def changed(self, job: str) -> None:
-        """Wait for the next commit that adds rows to a job or ends it."""
-        await self._changes.setdefault(job, asyncio.Event()).wait()
+    def change(self, job: str) -> asyncio.Event:
+        """What is set by the next commit that adds rows to a job or ends it; to be had before one looks for them."""
+        return self._changes.setdefault(job, asyncio.Event())
 
     async def run(
         self,
@@ -96,19 +102,20 @@ class Brain:
         Work is given only in rounds in which there `has_room` for more tasks; until then rows wait where any car may
         still have them.
 
-        A failing ledger ends the process: nothing was acknowledged that isn't kept.
+        A failing ledger ends the process: nothing was acknowledged that isn't kept. While one on a server is away, the
+        round waits, and whoever would put more events than there is room for.
         """
         while True:
             await self._wake.wait()
             self._wake.clear()
-            events, self._events = self._events, []
+            events, self._events, self._tick_waits = self._events, [], False
             acknowledge, self._when_durable = self._when_durable, []
             self._room.set()
             commands = self._decide(events, assigns=has_room())
             writes = [command for command in commands if isinstance(command, LedgerWrite)]
             if writes:
                 begun = time.monotonic()
-                await self.with_ledger(self._ledger.commit, writes)
+                await self._in(self._thread, self._ledger.commit, writes)
                 self.commits.add(1, (time.monotonic() - begun) * 1000)
             spoken = [command for command in commands if isinstance(command, SendTask | SendControl | SendPolicy)]
             if spoken:
@@ -121,10 +128,13 @@ class Brain:
             self._tell_watchers(writes)
 
     async def tick(self) -> None:
-        """Let time pass for the core."""
+        """Let time pass for the core, one tick at a time. Raises LedgerLost."""
         while True:
             await asyncio.sleep(_TICK_S)
-            self.put([Tick(utc_offsets_ms(self.core.fleet.timezones, wall_clock_ms()))])
+            self._ledger.expect_held()
+            if not self._tick_waits:
+                self._tick_waits = True
+                self.put([Tick(utc_offsets_ms(self.core.fleet.timezones, wall_clock_ms()))])
 
     def _decide(self, events: Sequence[Event], *, assigns: bool) -> list[Command]:
         now_ms = wall_clock_ms()

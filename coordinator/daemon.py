@@ -4,10 +4,13 @@ Nothing is decided here. `python -m coordinator.daemon` prints one JSON line on 
 """
 
 import asyncio
+import contextlib
 import json
+import logging
 import os
 import random
 import signal
+import socket
 import ssl
 import sys
 from collections import Counter
@@ -29,7 +32,7 @@ from coordinator.brain import Brain, wall_clock_ms
 from coordinator.core import Core, CorePolicy
 from coordinator.desk import CoordinatorDesk
 from coordinator.dispatch import Dispatch
-from coordinator.errors import BadTariff, Rejected, StoreUnavailable
+from coordinator.errors import BadTariff, LedgerHeld, Rejected, StoreUnavailable
 from coordinator.fleet_view import FleetView
 from coordinator.foresight import ForesightTerms
 from coordinator.ingest import Ingest
@@ -37,7 +40,7 @@ from coordinator.link import Announcement, IdentityTaken, Link, TelemetryWriter
 from coordinator.memory import AvailabilityMemory
 from coordinator.observation import Observer, ServiceState, keep_observing, look_last
 from coordinator.policy_drafts import read_fleet_policy
-from coordinator.ports import TelemetryStore
+from coordinator.ports import Ledger, TelemetryStore
 from coordinator.referee import Referee
 from coordinator.rules.pay import PayTerms
 from coordinator.rules.tariff import flat_tariffs, zone_named
@@ -53,24 +56,66 @@ _STOP_STEP_S = 5.0
 # telemetry went into InfluxDB at two thirds of the speed.
 THREAD_SWITCH_S = 0.0005
 _MAINTAIN_EVERY_S = 300.0
+_LOOK_AGAIN_S = 0.1  # whether the ledger is free
+_log = logging.getLogger(__name__)
 
 
 class _Stopped(Exception):
     """A signal asked for the end."""
 
 
-async def run_coordinator(  # noqa: PLR0915 - as many statements as there are parts
+async def run_coordinator(
     settings: CoordinatorSettings, random_source: random.Random, spans: SpanSink | None = None
 ) -> None:
     """Serve until SIGINT or SIGTERM; then let go of the broker, finish the commit under way, look a last time at what
-    happened, and close the store when it has that.
+    happened, and close the store when it has that. While another coordinator writes the ledger, wait to take over.
 
     `spans` hears of what is done for traced jobs; whoever gives it closes it.
     Raises BadTariff, StoreUnavailable, IdentityTaken, Rejected (the fleet policy) or OSError (the HTTP address) when it
     can't go on.
     """
-    policy = _policy(settings)
+    core = Core(_policy(settings), FleetView(timezones=[settings.timezone]))
     settings.data.mkdir(parents=True, exist_ok=True)
+    ledger = _ledger(settings)
+    brain = Brain(core, ledger)
+    stop = _stop_signal()
+    try:
+        if await _take_over(brain, stop):
+            await _serve(settings, random_source, spans, brain, ledger, stop)
+    finally:
+        await brain.close()
+
+
+async def _take_over(brain: Brain, stop: asyncio.Event) -> bool:
+    """Open the ledger, as soon as nobody else writes it; whether that was before we were to stop."""
+    waits = False
+    while not stop.is_set():
+        try:
+            await brain.open()
+        except LedgerHeld as held:
+            if not waits:
+                _say(standby=True, reason=held.detail)
+            waits = True
+        except StoreUnavailable as error:
+            if not waits:
+                raise
+            _log.warning("standing by: %s", error)
+        else:
+            return True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _LOOK_AGAIN_S)
+    return False
+
+
+async def _serve(
+    settings: CoordinatorSettings,
+    random_source: random.Random,
+    spans: SpanSink | None,
+    brain: Brain,
+    ledger: Ledger,
+    stop: asyncio.Event,
+) -> None:
+    core = brain.core
     listener = open_listener(settings.http_host, settings.http_port)
     host, port = listener.getsockname()[:2]
     http_url = settings.public_http_url or f"http://{host}:{port}"
@@ -79,11 +124,8 @@ async def run_coordinator(  # noqa: PLR0915 - as many statements as there are pa
         ObjectBlobs.at_url(settings.blobs_url) if settings.blobs_url else ObjectBlobs.in_folder(settings.data / "blobs")
     )
     inputs = InputRows(blobs)
-    ledger = SqliteLedger(settings.data / "ledger.sqlite")
-    core = Core(policy, FleetView(timezones=[settings.timezone]))
     store = _store(settings, core.fleet, random_source)
     refusals: Counter[str] = Counter()
-    brain = Brain(core, ledger)
     tracer = Tracer(random_source, spans)
     dispatch = Dispatch(topics, inputs, core, lambda event: brain.put([event]), settings.max_packet_bytes, tracer)
     referee = Referee(core, inputs, blobs, OnnxRunner(), lambda event: brain.put([event]))
@@ -128,7 +170,6 @@ async def run_coordinator(  # noqa: PLR0915 - as many statements as there are pa
             refusals=refusals + dispatch.counters + referee.counters,
         )
 
-    await brain.open()
     await telemetry.open()
     await memory.recall(wall_clock_ms())
     try:
@@ -145,12 +186,12 @@ async def run_coordinator(  # noqa: PLR0915 - as many statements as there are pa
                 name="observer",
             )
             tasks.create_task(memory.keep_saving(settings.save_every_s), name="memory")
-            tasks.create_task(_until_signalled(), name="signals")
+            tasks.create_task(_until_set(stop), name="signals")
             await link.connected.wait()
             # Not every broker sends retained messages to a session that it kept, so those are asked that we knew.
             tasks.create_task(telemetry.remember(lambda known: brain.put([known])), name="remember")
             tasks.create_task(telemetry.maintain(_MAINTAIN_EVERY_S), name="maintainer")
-            print(json.dumps({"ready": True, "http": http_url}), flush=True)  # noqa: T201 - our parent waits for this
+            _say(ready=True, http=http_url)
     except* _Stopped:
         pass
     finally:
@@ -159,6 +200,22 @@ async def run_coordinator(  # noqa: PLR0915 - as many statements as there are pa
             await brain.close()
             look_last(observer, service(), wall_clock_ms(), store.record)
             await telemetry.close()
+
+
+def _ledger(settings: CoordinatorSettings) -> Ledger:
+    url = settings.ledger.get_secret_value()
+    if not url:
+        return SqliteLedger(settings.data / "ledger.sqlite")
+    try:
+        from coordinator.adapters.postgres_ledger import (  # noqa: PLC0415 - an extra, which only who asks for it has
+            PostgresLedger,
+        )
+    except ImportError:
+        raise StoreUnavailable(
+            "ledger_unavailable", "what talks to PostgreSQL is not installed: pip install 'idlewheel[postgres]'"
+        ) from None
+    holder = f"{settings.coordinator_id} on {socket.gethostname()}, process {os.getpid()}"
+    return PostgresLedger(url, settings.fleet, holder, settings.ledger_lease_s)
 
 
 def _store(settings: CoordinatorSettings, fleet: FleetView, random_source: random.Random) -> TelemetryStore:
@@ -181,11 +238,19 @@ def _policy(settings: CoordinatorSettings) -> CorePolicy:
     )
 
 
-async def _until_signalled() -> None:
-    loop = asyncio.get_running_loop()
+def _say(**fields: object) -> None:
+    """A line for whoever started us, who waits for it."""
+    print(json.dumps(fields), flush=True)  # noqa: T201
+
+
+def _stop_signal() -> asyncio.Event:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _until_set(stop: asyncio.Event) -> None:
     await stop.wait()
     raise _Stopped
 
@@ -226,8 +291,8 @@ def main() -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run_coordinator(settings, random.Random(), spans))
     except* (BadTariff, StoreUnavailable, IdentityTaken, Rejected, OSError) as errors:
-        for error in errors.exceptions:
-            sys.stderr.write(f"coordinator: {error}\n")
+        for text in dict.fromkeys(str(error) for error in errors.exceptions):
+            sys.stderr.write(f"coordinator: {text}\n")
         code = 1
     finally:
         if spans is not None:

@@ -198,6 +198,7 @@ class CoordinatorDesk:
     async def rows(self, job: str, after: int) -> AsyncIterator[RowsFrame]:
         """Accepted rows since the cursor, then those to come, until the job ends. Raises ResourceMissing."""
         while True:
+            change = self._brain.change(job)
             view = await self.job(job)  # before the read, so that no row of an ended job is missed
             page = await self._brain.with_ledger(self._ledger.rows_after, job, after, _PAGE_RESULTS)
             for accepted in page:
@@ -209,7 +210,7 @@ class CoordinatorDesk:
             if view.state != JobState.RUNNING.value:
                 yield RowsFrame(after, [], [], view.state, view.error)
                 return
-            await self._brain.changed(job)
+            await change.wait()
 
     async def result(self, job: str, *, partial: bool = False) -> AsyncIterator[bytes]:
         """The bundle of all output rows in order; `partial`: also when some are missing, with NaN or zeros for them.
@@ -271,9 +272,9 @@ class CoordinatorDesk:
         """Whether all is well, and the counters."""
         core = self._core
         reasons = core.reasons(wall_clock_ms())
-        connected, store = self._is_connected(), self._store_status()
+        connected, store, ledger = self._is_connected(), self._store_status(), self._ledger.trouble
         return HealthView(
-            status="ok" if connected else "broker unreachable",
+            status="ledger unreachable" if ledger else "ok" if connected else "broker unreachable",
             fleet=self._fleet,
             broker_connected=connected,
             vehicles_online=int(core.fleet.live("online").sum()),
@@ -282,4 +283,5 @@ class CoordinatorDesk:
             refusals=dict(core.refusals + self._refusals),
             counters=core.counters | {f"store_{name}": count for name, count in store.counters.items()},
             store=store.trouble,
+            ledger=ledger,
         )

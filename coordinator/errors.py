@@ -1,6 +1,14 @@
 """Errors that reach people, each with its code, and whose fault it was. Vendor exceptions never leave their adapter."""
 
-__all__ = ["BadTariff", "CoordinatorError", "LedgerHeld", "Rejected", "ResourceMissing", "StoreUnavailable"]
+__all__ = [
+    "BadTariff",
+    "CoordinatorError",
+    "LedgerHeld",
+    "LedgerLost",
+    "Rejected",
+    "ResourceMissing",
+    "StoreUnavailable",
+]
 
 
 class CoordinatorError(Exception):
@@ -36,3 +44,10 @@ class LedgerHeld(StoreUnavailable):
 
     def __init__(self, detail: str) -> None:
         super().__init__("ledger_held", detail)
+
+
+class LedgerLost(StoreUnavailable):
+    """Nobody's: another coordinator has taken over. What was not committed before is its to do."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("ledger_taken_over", detail)

@@ -185,7 +185,10 @@ class Link:
                 await self._serve(session)
             except LinkLost as lost:
                 if lost.taken_over:
-                    raise IdentityTaken(self._options.client_id) from None
+                    raise IdentityTaken(
+                        f"another coordinator has connected to the broker as {self._options.client_id!r}: this one "
+                        "ends, instead of throwing it out in turn"
+                    ) from None
                 self._counters["link_lost"] += 1
             except LinkError:
                 self._counters["connect_failed"] += 1

@@ -112,16 +112,40 @@ class ReceiptFilter:
 
 
 class Ledger(Protocol):
-    """The durable record of jobs, leases and results. Blocking: called from one thread of its own."""
+    """The durable record of jobs, leases and results, which one coordinator at a time writes.
+
+    Blocking: one thread opens, commits and closes. One asks in that thread, too, or in `readers` others at once, unless
+    that is 0.
+    """
+
+    @property
+    def readers(self) -> int:
+        """In how many threads one may ask beside the one that writes."""
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong and what to do; empty when nothing is."""
 
     def open(self) -> None:
-        """Open and migrate. Raises StoreUnavailable, also for a ledger of a newer version."""
+        """Open and migrate. Raises StoreUnavailable, also for a ledger of a newer version.
+
+        Raises LedgerHeld while another coordinator writes it, and is to be called again to take over from that one.
+        """
 
     def close(self) -> None:
         """Close; committed writes stay."""
 
+    def give_up(self) -> None:
+        """Let what waits for a server come to an end by StoreUnavailable, so that one can close; in any thread."""
+
+    def expect_held(self) -> None:
+        """Raises LedgerLost when another coordinator has taken over; never waits, and may be called in any thread."""
+
     def commit(self, writes: Sequence[LedgerWrite]) -> None:
-        """Keep all writes in one transaction, durable on return. Raises StoreUnavailable, and then none is kept."""
+        """Keep all writes in one transaction, durable on return; waits for a server that is away.
+
+        Raises StoreUnavailable, and then none is kept; LedgerLost when another coordinator has taken over.
+        """
 
     def load(self) -> LedgerSnapshot:
         """Read what a core needs to start."""

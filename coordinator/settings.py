@@ -30,8 +30,13 @@ class CoordinatorSettings(BaseSettings):
     store: SecretStr = SecretStr("")
     """influx://[user:password@]host:port/database for telemetry, influxs:// for TLS, `?token=…&org=…` for 2.x; a DuckDB
     file below `data` when empty. `idlewheel store check URL` says what is missing."""
+    ledger: SecretStr = SecretStr("")
+    """postgresql://[user:password@]host:port/database; a SQLite file below `data` when empty. Coordinators of one
+    ledger stand by for each other: see docs/operations.md."""
+    ledger_lease_s: float = Field(default=3.0, ge=0.5, le=60)
+    """After how long without a sign of life of the coordinator that writes to PostgreSQL another one takes over."""
     blobs_url: str | None = None
-    """s3://…, gs://… or az://…; a folder below `data` when not set."""
+    """s3://…, gs://… or az://…, or file:///… for a folder that coordinators share; one below `data` when not set."""
     max_packet_bytes: int = Field(default=128 * 1024, ge=16 * 1024)
     max_received_packet_bytes: int = Field(default=(1 << 20) + (1 << 17), ge=16 * 1024)
     """What is larger ends the connection. Keep it above the broker's own limit: some brokers don't heed ours, and send

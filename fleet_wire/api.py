@@ -323,6 +323,8 @@ class HealthView(Struct, frozen=True):
     counters: dict[str, int]
     store: str = ""
     """What is wrong with the telemetry store and what to do; empty when nothing is."""
+    ledger: str = ""
+    """What is wrong with the ledger, for which commits wait; empty when nothing is."""
 
 
 class RowsFrame(Struct, frozen=True):

@@ -119,6 +119,8 @@ def health_lines(view: HealthView) -> str:
     ]
     if view.store:
         lines.append(f"store: {view.store}")
+    if view.ledger:
+        lines.append(f"ledger: {view.ledger}")
     if view.refusals:
         lines.append("refused: " + ", ".join(f"{count} {reason}" for reason, count in sorted(view.refusals.items())))
     return "\n".join(lines)

@@ -36,9 +36,12 @@ class ObjectBlobs:
 
     @classmethod
     def at_url(cls, url: str) -> Self:
-        """Blobs at s3://, gs://, az:// and the like; credentials come from the environment. Raises StoreUnavailable."""
+        """Blobs at s3://, gs://, az:// and the like; credentials come from the environment. Raises StoreUnavailable.
+
+        file:// is a folder that several coordinators share.
+        """
         with _failures():
-            return cls(from_url(url))
+            return cls(LocalStore.from_url(url, mkdir=True) if url.startswith("file:") else from_url(url))
 
     async def put(self, chunks: AsyncIterator[bytes], digest: str) -> BlobView:
         """Keep the bytes if they have this digest. Raises Rejected("digest_mismatch"), StoreUnavailable."""

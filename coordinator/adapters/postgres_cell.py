@@ -10,7 +10,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from coordinator.adapters.sql import cell_queries
-from coordinator.errors import LedgerHeld, StoreUnavailable
+from coordinator.errors import LedgerHeld, LedgerLost, StoreUnavailable
 
 __all__ = ["CellLease"]
 
@@ -36,7 +36,7 @@ class CellLease:
     def make_cell(self, connection: Connection) -> None:
         """Make the table of cells, with this one in it. Raises StoreUnavailable when the ledger is another cell's."""
         connection.execute(self._queries["make_cells"])
-        connection.execute(self._queries["add_cell"], [self._cell])
+        connection.execute(self._queries["add_cell"], {"name": self._cell})
         others = connection.execute(self._queries["other_cell"], [self._cell]).fetchall()
         if others:
             raise StoreUnavailable(
@@ -63,7 +63,7 @@ class CellLease:
         connection.execute(self._queries["end_earlier_writers"], [self.writer_name])
 
     def renew(self, connection: Connection) -> None:
-        """Stay the holder. Raises StoreUnavailable when another one is."""
+        """Stay the holder. Raises LedgerLost when another one is."""
         values = {"name": self._cell, "token": self._token, "lease_s": self._lease_s}
         if connection.execute(self._queries["renew"], values).rowcount == 0:
             self.rounds(connection)
@@ -74,11 +74,10 @@ class CellLease:
         cursor.execute(self._queries["count_round"], values)
 
     def rounds(self, connection: Connection) -> int:
-        """How many rounds are committed. Raises StoreUnavailable when another one holds the cell."""
+        """How many rounds are committed. Raises LedgerLost when another one holds the cell."""
         holder, token, round_, _ = self._look(connection)
         if token != self._token:
-            raise StoreUnavailable(
-                "ledger_taken_over",
+            raise LedgerLost(
                 f"{holder} has taken over fleet {self._cell!r} (token {token}, ours was {self._token}): nothing more "
                 "is committed here, and this coordinator ends; started again, it is the standby",
             )

@@ -24,7 +24,7 @@ from coordinator.adapters.postgres_cell import CellLease
 from coordinator.adapters.sql import cell_queries, postgres_migrations, postgres_queries
 from coordinator.adapters.sql_ledger import SqlLedger
 from coordinator.commands import LedgerWrite
-from coordinator.errors import LedgerHeld, StoreUnavailable
+from coordinator.errors import LedgerHeld, LedgerLost, StoreUnavailable
 
 __all__ = ["PostgresLedger"]
 
@@ -43,6 +43,7 @@ _READ_PATIENCE_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 _ATTEMPTS_A_WARNING: Final = 30
+_RENEWALS_A_LEASE: Final = 3
 
 _log = logging.getLogger(__name__)
 Connection = psycopg.Connection[TupleRow]
@@ -63,7 +64,10 @@ class _Text(StrDumperUnknown):
 
 
 class PostgresLedger(SqlLedger):
-    """`open`, `commit` and `close` are to be called in one thread; all else may be called in any other."""
+    """`open`, `commit` and `close` are to be called in one thread; all else may be called in any.
+
+    A thread of its own renews the lease, so that it lasts however long something takes elsewhere.
+    """
 
     readers: Final = _READERS
 
@@ -75,10 +79,11 @@ class PostgresLedger(SqlLedger):
         self._queries = postgres_queries()
         self._schema = cell_queries()
         self._writer: Connection | None = None
-        self._keeper: Connection | None = None
         self._pool: ConnectionPool[Connection] | None = None
-        self._keeping = threading.Lock()
         self._given_up = threading.Event()
+        self._closing = threading.Event()
+        self._renewing: threading.Thread | None = None
+        self._lost: LedgerLost | None = None
         self._round = 0
         self._was_away = False
         self._not_before_s = 0.0
@@ -92,9 +97,12 @@ class PostgresLedger(SqlLedger):
                 self._take(self._connection)
         except LedgerHeld:
             raise
-        except StoreUnavailable:
+        except StoreUnavailable as error:
             self._was_away = True
             self.close()
+            if isinstance(error.__cause__, psycopg.OperationalError):
+                hint = "see that PostgreSQL runs there and lets us in (docs/operations.md)"
+                raise StoreUnavailable(error.code, f"{error.detail}: {hint}") from error
             raise
 
     def _come_near(self) -> None:
@@ -111,6 +119,9 @@ class PostgresLedger(SqlLedger):
         if time.monotonic() < self._not_before_s:
             raise LedgerHeld("the ledger was away: whoever wrote it before has the time of a lease to come back")
         self._round = self._lease.take(connection)
+        self._closing.clear()
+        self._renewing = threading.Thread(target=self._keep_lease, name="ledger-lease", daemon=True)
+        self._renewing.start()
         with connection.transaction():
             connection.execute(self._schema["lock_schema"])
             version = self._version(connection)
@@ -123,7 +134,7 @@ class PostgresLedger(SqlLedger):
             kwargs={"autocommit": True, "context": _adapters()},
             min_size=1,
             max_size=_READERS,
-            timeout=_READ_PATIENCE_S,
+            timeout=_LONGEST_PAUSE_S,
             reconnect_timeout=_LONGEST_PAUSE_S,
             check=ConnectionPool.check_connection,
             name="ledger-readers",
@@ -151,34 +162,38 @@ class PostgresLedger(SqlLedger):
 
     def close(self) -> None:
         """Close, and let another one take over at once; committed writes stay."""
-        with self._keeping:
-            if self._pool is not None:
-                self._pool.close(timeout=1.0)
-            if self._writer is not None:
-                with suppress(psycopg.Error):
-                    self._lease.release(self._writer)
-            for connection in (self._writer, self._keeper):
-                if connection is not None:
-                    connection.close()
-            self._pool = self._writer = self._keeper = None
+        if self._renewing is not None:
+            self._closing.set()
+            self._renewing.join(_LONGEST_PAUSE_S)
+        if self._pool is not None:
+            self._pool.close(_LONGEST_PAUSE_S)
+        if self._writer is not None:
+            with suppress(psycopg.Error):
+                self._lease.release(self._writer)
+            self._writer.close()
+        self._renewing = self._pool = self._writer = None
 
-    def renew(self) -> None:
-        """Stay the one who writes; to be called several times in the time of a lease. Raises StoreUnavailable.
+    def expect_held(self) -> None:
+        """Raises LedgerLost when it is known that another one writes."""
+        if self._lost is not None:
+            raise self._lost
 
-        Its code is "ledger_taken_over" when another one writes; any other is a server that is away, which may come back
-        before somebody else takes the lease.
-        """
-        with self._keeping, self._failures():
-            if self._writer is None:
-                return
+    def _keep_lease(self) -> None:
+        connection: Connection | None = None
+        while not self._closing.wait(self._lease_s / _RENEWALS_A_LEASE):
             try:
-                if self._keeper is None or self._keeper.closed:
-                    self._keeper = self._connect("idlewheel lease")
-                self._lease.renew(self._keeper)
-            except psycopg.Error as error:
+                if connection is None or connection.closed:
+                    connection = self._connect("idlewheel lease")
+                self._lease.renew(connection)
+            except psycopg.Error as error:  # it may be back before anybody takes the lease
                 self.trouble = self._away(error)
-                raise
-            self.trouble = ""
+            except LedgerLost as lost:
+                self._lost = lost
+                break
+            else:
+                self.trouble = ""
+        if connection is not None:
+            connection.close()
 
     def commit(self, writes: Sequence[LedgerWrite]) -> None:
         """Keep all writes in one transaction. Raises StoreUnavailable, and then none is kept.

@@ -21,6 +21,9 @@ _PRAGMAS: Final = "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; P
 class SqliteLedger(SqlLedger):
     """`open` and every other method are to be called in the same thread."""
 
+    readers: Final = 0
+    trouble: Final = ""  # what goes wrong here ends the process
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._queries = named_queries()
@@ -59,6 +62,12 @@ class SqliteLedger(SqlLedger):
                     for statement in _statements(script):
                         self._connection.execute(statement)
                     self._connection.execute(f"PRAGMA user_version = {step}")
+
+    def give_up(self) -> None:
+        """Nothing here waits for anybody."""
+
+    def expect_held(self) -> None:
+        """The file is locked for as long as it is open."""
 
     def commit(self, writes: Sequence[LedgerWrite]) -> None:
         """Keep all writes in one transaction. Raises StoreUnavailable, and then none is kept."""

@@ -35,8 +35,9 @@ INSERT INTO ledger_version (version) VALUES (?);
 UPDATE ledger_version SET version = ?;
 
 -- name: add_cell
--- Make the cell; one that is there stays as it is.
-INSERT INTO cells (name, holder, token, round, lease_ends) VALUES (?, '', 0, 0, now()) ON CONFLICT (name) DO NOTHING;
+-- Make the cell; one that is there stays as it is. An upsert would wait for a commit that is under way.
+INSERT INTO cells (name, holder, token, round, lease_ends)
+SELECT CAST(:name AS TEXT), '', 0, 0, now() WHERE NOT EXISTS (SELECT 1 FROM cells WHERE name = :name);
 
 -- name: other_cell
 -- Whose ledger it is when it is not this cell's.
