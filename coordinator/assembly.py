@@ -2,30 +2,29 @@
 
 from collections.abc import Iterable
 
-import msgspec
 import numpy as np
 
 from coordinator.errors import Rejected
 from coordinator.model import Piece
-from fleet_wire.tensors import Array, Tensor, decode_tensors
+from fleet_wire.tensors import Array
 
-__all__ = ["assemble", "decode_payload"]
-
-_decode = msgspec.msgpack.Decoder(list[Tensor]).decode
+__all__ = ["assemble"]
 
 
-def decode_payload(payload: bytes) -> dict[str, Array]:
-    """Arrays of a payload as the ledger keeps it."""
-    return decode_tensors(_decode(payload))
-
-
-def assemble(parts: Iterable[tuple[Iterable[Piece], dict[str, Array]]], rows: int) -> dict[str, Array]:
+def assemble(parts: Iterable[tuple[Iterable[Piece], dict[str, Array] | None]], rows: int) -> dict[str, Array]:
     """Put parts together into outputs of `rows` rows each; rows that are in no part are NaN, or zero or empty.
+
+    A later part takes the place of an earlier one; without outputs it takes its rows back.
 
     Raises Rejected("ragged_outputs") when an axis that the model leaves open came out with different lengths.
     """
     whole: dict[str, Array] = {}
     for pieces, outputs in parts:
+        if outputs is None:
+            for output in whole.values():
+                for piece in pieces:
+                    output[piece.start : piece.stop] = _blank((piece.stop - piece.start, *output.shape[1:]), output)
+            continue
         for name, output in outputs.items():
             if name not in whole:
                 whole[name] = _blank((rows, *output.shape[1:]), output)

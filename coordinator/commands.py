@@ -6,6 +6,8 @@ import msgspec
 
 from coordinator.model import (
     AcceptedRows,
+    Answer,
+    Check,
     FailedRow,
     Job,
     JobState,
@@ -19,6 +21,7 @@ from fleet_wire.codec import Control
 from fleet_wire.policy import OwnerPolicy
 
 __all__ = [
+    "AddAnswer",
     "AddConsent",
     "AddFailedRow",
     "AddJob",
@@ -29,11 +32,13 @@ __all__ = [
     "EndLease",
     "FindOut",
     "GrantLease",
+    "KeepChecks",
     "KeepConduct",
     "LedgerWrite",
     "SendControl",
     "SendPolicy",
     "SendTask",
+    "VoidAnswers",
 ]
 
 
@@ -104,13 +109,51 @@ class AddFailedRow:
 
 
 @dataclass(frozen=True, slots=True)
+class AddAnswer:
+    """Keep rows that are to be verified, and add their parts to the receipts of their leases."""
+
+    answer: Answer
+    parts: tuple[ReceiptPart, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VoidAnswers:
+    """Nothing that a vehicle has answered for a job so far counts any more."""
+
+    job: str
+    vehicle: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeepChecks:
+    """Keep what rows of a job wait for, instead of what was kept before."""
+
+    job: str
+    rows: tuple[int, ...]
+    check: Check
+
+
+@dataclass(frozen=True, slots=True)
 class KeepConduct:
     """Keep how a vehicle conducts itself, instead of what was kept before."""
 
     conduct: VehicleConduct
 
 
-LedgerWrite = AddModel | AddJob | AddConsent | EndJob | GrantLease | EndLease | AddRows | AddFailedRow | KeepConduct
+LedgerWrite = (
+    AddModel
+    | AddJob
+    | AddConsent
+    | EndJob
+    | GrantLease
+    | EndLease
+    | AddRows
+    | AddFailedRow
+    | AddAnswer
+    | VoidAnswers
+    | KeepChecks
+    | KeepConduct
+)
 
 
 class SendTask(msgspec.Struct, frozen=True):

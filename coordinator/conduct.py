@@ -1,11 +1,12 @@
-"""How far each car can be relied on: leases kept, strikes, quarantine. Keeps columns of the fleet view."""
+"""How far each car can be relied on: leases kept, strikes, checks, quarantine. Keeps columns of the fleet view."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coordinator.commands import Command, KeepConduct
 from coordinator.fleet_view import FleetView
 from coordinator.model import LeaseEnd, VehicleConduct
 from coordinator.rules.quarantine import QuarantineLimits, quarantine_ms
+from coordinator.rules.verification import VerificationLimits, conviction_ms
 
 __all__ = ["Conduct"]
 
@@ -15,13 +16,21 @@ class Conduct:
     """Strikes are kept in the ledger; how many leases were kept goes there with them, and is learned anew else."""
 
     limits: QuarantineLimits
+    verification: VerificationLimits
     fleet: FleetView
+    convicted: dict[str, int] = field(default_factory=dict)
+    """When each car was last convicted of wrong rows."""
 
     def restore(self, kept: VehicleConduct, now_ms: int) -> None:
         """Go on from what the ledger remembers. No quarantine is longer than the longest, if the clock was set back."""
         row = self.fleet.row(kept.vehicle)
+        longest_ms = max(self.limits.longest_ms, conviction_ms(kept.convictions, self.verification))
         self.fleet.column["strikes"][row] = kept.strikes
-        self.fleet.column["quarantined_until_ms"][row] = min(kept.quarantined_until_ms, now_ms + self.limits.longest_ms)
+        self.fleet.column["quarantined_until_ms"][row] = min(kept.quarantined_until_ms, now_ms + longest_ms)
+        self.fleet.column["checks_passed"][row] = kept.checks_passed
+        self.fleet.column["convictions"][row] = kept.convictions
+        if kept.convictions:
+            self.convicted[kept.vehicle] = kept.convicted_ms
         self.fleet.column["leases_kept"][row] = kept.leases_kept
         self.fleet.column["leases_ended"][row] = kept.leases_ended
 
@@ -40,8 +49,32 @@ class Conduct:
         strikes = self.fleet.column["strikes"][row] = int(self.fleet.column["strikes"][row]) + 1
         pause_ms = quarantine_ms(strikes, self.limits)
         if pause_ms:
-            self.fleet.column["quarantined_until_ms"][row] = now_ms + pause_ms
+            self._quarantine(row, now_ms + pause_ms)
         return self._keep(row)
+
+    def passed(self, vehicle: str, checks: int) -> list[Command]:
+        """So many rows of a car were found right."""
+        row = self.fleet.row(vehicle)
+        self.fleet.column["checks_passed"][row] += checks
+        return self._keep(row)
+
+    def checks_passed(self, vehicle: str) -> int:
+        """How many rows of a car were found right since it was last convicted."""
+        return int(self.fleet.column["checks_passed"][self.fleet.row(vehicle)])
+
+    def convict(self, vehicle: str, now_ms: int) -> list[Command]:
+        """A car answered wrongly."""
+        row = self.fleet.row(vehicle)
+        self.fleet.column["checks_passed"][row] = 0
+        convictions = self.fleet.column["convictions"][row] = int(self.fleet.column["convictions"][row]) + 1
+        self.convicted[vehicle] = now_ms
+        self._quarantine(row, now_ms + conviction_ms(convictions, self.verification))
+        return self._keep(row)
+
+    def _quarantine(self, row: int, until_ms: int) -> None:
+        """Neither of two causes shortens what the other one has cost."""
+        column = self.fleet.column["quarantined_until_ms"]
+        column[row] = max(int(column[row]), until_ms)
 
     def good_work(self, vehicle: str) -> list[Command]:
         """A car brought good rows: that makes up for a strike."""
@@ -63,6 +96,9 @@ class Conduct:
                     quarantined_until_ms=int(value("quarantined_until_ms")),
                     leases_kept=value("leases_kept"),
                     leases_ended=value("leases_ended"),
+                    checks_passed=int(value("checks_passed")),
+                    convictions=int(value("convictions")),
+                    convicted_ms=self.convicted.get(self.fleet.ids[row], 0),
                 )
             )
         ]

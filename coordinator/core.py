@@ -31,6 +31,7 @@ from coordinator.events import (
     ModelAdded,
     PolicySet,
     RowsFailed,
+    RowsKnown,
     RowsReceived,
     TaskRefused,
     TaskUndelivered,
@@ -47,7 +48,7 @@ from coordinator.leases import Leases
 from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, LeaseRecord, Model, Piece, ReceiptPart
 from coordinator.ports import LedgerSnapshot
 from coordinator.prices import Prices
-from coordinator.progress import JobProgress
+from coordinator.progress import JobProgress, OpenLease
 from coordinator.rules.eligibility import Circumstances, EligibilityLimits, Reason, first_reasons, local_quarters
 from coordinator.rules.failures import FailureLimits, failure_text, is_lost
 from coordinator.rules.fit import output_fault
@@ -56,10 +57,12 @@ from coordinator.rules.quarantine import QuarantineLimits
 from coordinator.rules.scheduling import SchedulingLimits
 from coordinator.rules.sizing import SizingLimits, restored_deadline_ms
 from coordinator.rules.tariff import Tariffs, flat_tariffs
+from coordinator.rules.verification import VerificationLimits
 from coordinator.scheduler import Scheduler
 from coordinator.settlement import Settlement
 from coordinator.speeds import Speeds
 from coordinator.totals import Totals
+from coordinator.verifying import Verifying
 from coordinator.warm import WarmModels
 from fleet_wire.messages import Cancel, Rebirth, RefusalReason, Span
 from fleet_wire.policy import OwnerPolicy
@@ -81,6 +84,7 @@ class CorePolicy:
     zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
     prices_every_ms: int = 1_000
     failures: FailureLimits = field(default_factory=FailureLimits)
+    verification: VerificationLimits = field(default_factory=VerificationLimits)
     foresight: ForesightTerms = field(default_factory=ForesightTerms)
     fleet_policy: OwnerPolicy | None = None
     rebirth_every_ms: int = 10_000
@@ -91,7 +95,7 @@ class CorePolicy:
 
 @dataclass(slots=True)
 class Core:
-    """The state of one cell: fleet, models and running jobs."""
+    """The state of one cell: fleet, models and running jobs. With `secret` rows are drawn that are checked."""
 
     policy: CorePolicy = field(default_factory=CorePolicy)
     fleet: FleetView = field(default_factory=FleetView)
@@ -102,6 +106,7 @@ class Core:
     counters: Counter[str] = field(default_factory=Counter)
     totals: Totals = field(default_factory=Totals)
     speeds: Speeds = field(default_factory=Speeds)
+    secret: bytes = b""
     prices: Prices = field(init=False)
     foresight: Foresight = field(init=False)
     _settlement: Settlement = field(init=False)
@@ -110,6 +115,7 @@ class Core:
     _conduct: Conduct = field(init=False)
     _consents: Consents = field(init=False)
     scheduler: Scheduler = field(init=False)
+    verifying: Verifying = field(init=False)
     _faults: Faults = field(init=False)
     _reasons: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
     _reasons_ms: int = -1
@@ -120,7 +126,7 @@ class Core:
         self.prices = Prices(policy.tariffs, policy.pay, policy.zone, policy.prices_every_ms, self.fleet, self.counters)
         self.foresight = Foresight(policy.foresight, self.fleet)
         self._settlement = Settlement(policy.power, self.fleet, self.totals, self.refusals)
-        self._conduct = Conduct(policy.quarantine, self.fleet)
+        self._conduct = Conduct(policy.quarantine, policy.verification, self.fleet)
         self._leases = Leases(self.fleet, self.jobs, self._conduct, self.totals)
         self._warm = WarmModels(self.fleet)
         tools = Tools(policy.sizing, self.fleet, self.models, self._leases, self.speeds, self._warm, self.prices)
@@ -128,7 +134,24 @@ class Core:
         self.scheduler = Scheduler(
             policy.scheduling, policy.quarantine, policy.back_off_ms, tools, self.jobs, self.counters
         )
-        self._faults = Faults(self._leases, self._conduct, self.scheduler.rest, self.refusals, self.counters)
+        self.verifying = Verifying(
+            policy.verification,
+            self.secret,
+            self.fleet,
+            self._leases,
+            self._conduct,
+            self.counters,
+            self._take_seq,
+            self._end_completed,
+        )
+        self._faults = Faults(
+            self._leases,
+            self._conduct,
+            self.scheduler.rest,
+            self.refusals,
+            self.counters,
+            self.verifying.beyond_hope,
+        )
 
     def restore(self, snapshot: LedgerSnapshot, now_ms: int) -> None:
         """Go on from what the ledger remembers. To be called once, before any event."""
@@ -143,7 +166,10 @@ class Core:
         for vehicle, policy in snapshot.policies:
             self.fleet.set_policy(vehicle, policy)
         for kept in snapshot.running:
-            progress = JobProgress.restored(kept.job, kept.done, kept.leases, row_ms=0.0, failed=kept.failed)
+            if kept.job.terms.verification.rule == "none":
+                progress = JobProgress.restored(kept.job, kept.done, kept.leases, row_ms=0.0, failed=kept.failed)
+            else:
+                progress = self.verifying.restore(kept, now_ms).progress
             progress.next_chunk = kept.next_chunk
             progress.rows_copied, progress.seen = kept.rows_copied, dict(kept.seen)
             progress.rows_released_again = kept.rows_released_again
@@ -198,6 +224,8 @@ class Core:
                 return self._task_refused(event, now_ms)
             case RowsFailed(vehicle, failure):
                 return self._rows_failed(vehicle, failure.job, failure.spans, failure.error, now_ms)
+            case RowsKnown():
+                return self._rows_known(event, now_ms)
             case TaskUndelivered(vehicle, job, chunks):
                 self.scheduler.rest(vehicle, now_ms)
                 self.counters["task_undelivered"] += 1
@@ -206,9 +234,9 @@ class Core:
                 self.models[model.digest] = model
                 return [AddModel(model)]
             case JobSubmitted(job):
-                self.jobs[job.id] = JobProgress.fresh(job)
+                progress = self.jobs[job.id] = JobProgress.fresh(job)
                 self._warm.prepare(job.model, {progress.job.model for progress in self.jobs.values()})
-                return [AddJob(job)]
+                return [AddJob(job), *self.verifying.begin(progress, now_ms)]
             case JobCancelled(job_id):
                 return self._end_job(job_id, JobState.CANCELLED, None, now_ms)
 
@@ -278,6 +306,16 @@ class Core:
         if not all(progress.was_granted(span, vehicle) for span in rows.spans):
             self.refusals["result_without_lease"] += 1
             return []
+        convicted_ms = self._conduct.convicted.get(vehicle)
+        if convicted_ms is not None and any(
+            progress.granted[span.chunk].granted_ms <= convicted_ms for span in rows.spans
+        ):
+            self.refusals["result_of_convicted_vehicle"] += 1
+            return []
+        if progress.layers > 1 and progress.answers_twice(vehicle, rows.spans):
+            self.refusals["result_second_of_a_row"] += 1
+            chunks = dict.fromkeys(span.chunk for span in rows.spans)
+            return self._leases.release(rows.job, chunks, LeaseEnd.RELEASED, now_ms)
         count = sum(span.stop - span.start for span in rows.spans)
         fault = output_fault(event.outputs, count, self.models[progress.job.model])
         if fault is not None:
@@ -290,7 +328,7 @@ class Core:
         pieces, fresh, completed = progress.accept(rows.spans)
         parts = self._settlement.settle(event, progress, fresh, now_ms)
         commands: list[Command] = []
-        if pieces:
+        if pieces and not progress.is_verified:
             progress.rows_done += sum(fresh)
             commands.append(AddRows(self._accepted(event, pieces, parts, now_ms), parts))
         if progress.rows_duplicate > duplicates:
@@ -300,15 +338,31 @@ class Core:
             commands += self._conduct.good_work(vehicle)
             commands += self._faults.judge(progress, now_ms)
         commands += self._faults.end_completed(vehicle, progress, completed, now_ms)
+        if pieces and progress.is_verified:
+            assert event.payload is not None  # the link reads what lies in blobs
+            commands += self.verifying.answered(progress, vehicle, tuple(pieces), event.payload, parts, now_ms)
         return commands + self._end_if_finished(progress, now_ms)
+
+    def _rows_known(self, event: RowsKnown, now_ms: int) -> list[Command]:
+        commands = self.verifying.known(event, now_ms)
+        progress = self.jobs.get(event.job)
+        return commands if progress is None else commands + self._end_if_finished(progress, now_ms)
+
+    def _take_seq(self) -> int:
+        seq, self.next_seq = self.next_seq, self.next_seq + 1
+        return seq
+
+    def _end_completed(
+        self, vehicle: str, progress: JobProgress, completed: Iterable[OpenLease], now_ms: int
+    ) -> list[Command]:
+        return self._faults.end_completed(vehicle, progress, completed, now_ms)
 
     def _accepted(
         self, event: RowsReceived, pieces: list[Piece], parts: tuple[ReceiptPart, ...], now_ms: int
     ) -> AcceptedRows:
         ref = event.rows.outputs_ref
-        seq, self.next_seq = self.next_seq, self.next_seq + 1
         return AcceptedRows(
-            seq=seq,
+            seq=self._take_seq(),
             job=event.rows.job,
             vehicle=event.vehicle,
             pieces=tuple(pieces),
@@ -335,7 +389,8 @@ class Core:
 
     def _end_if_finished(self, progress: JobProgress, now_ms: int) -> list[Command]:
         """End a job of which nothing is left to compute, or that fails almost everywhere."""
-        if not progress.left:
+        checks = self.verifying.jobs.get(progress.job.id)
+        if checks.decided if checks is not None else not progress.left:
             error = failure_text(list(progress.failed.values()))
             return self._end_job(progress.job.id, JobState.FAILED if error else JobState.DONE, error, now_ms)
         if is_lost(len(progress.failed), progress.rows_done, self.policy.failures):
@@ -347,6 +402,7 @@ class Core:
         progress = self.jobs.pop(job, None)
         if progress is None:
             return []
+        self.verifying.jobs.pop(job, None)
         commands: list[Command] = []
         left: dict[str, list[int]] = {}
         for chunk, lease in list(progress.leases.items()):
@@ -376,6 +432,7 @@ class Core:
                 missing = progress.job.rows - progress.rows_done
                 error = f"its deadline of {limit_s:g} s passed with {missing} rows missing"
                 commands += self._end_job(progress.job.id, JobState.FAILED, error, now_ms)
+        commands += self.verifying.tick(now_ms)
         if self.prices.update(now_ms):
             self._reasons_ms = -1
         self.foresight.look(now_ms)

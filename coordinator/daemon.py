@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import random
+import secrets
 import signal
 import socket
 import ssl
@@ -74,7 +75,7 @@ async def run_coordinator(
     Raises BadTariff, StoreUnavailable, IdentityTaken, Rejected (the fleet policy) or OSError (the HTTP address) when it
     can't go on.
     """
-    core = Core(_policy(settings), FleetView(timezones=[settings.timezone]))
+    core = Core(_policy(settings), FleetView(timezones=[settings.timezone]), secret=secrets.token_bytes(32))
     settings.data.mkdir(parents=True, exist_ok=True)
     ledger = _ledger(settings)
     brain = Brain(core, ledger)

@@ -7,13 +7,14 @@ from math import prod
 
 import msgspec
 
-from coordinator.assembly import assemble, decode_payload
+from coordinator.assembly import assemble
 from coordinator.brain import Brain, wall_clock_ms
 from coordinator.core import Core
 from coordinator.errors import Rejected, ResourceMissing
 from coordinator.events import JobCancelled, JobSubmitted, ModelAdded, PolicySet
 from coordinator.explain import explain_job
-from coordinator.model import AcceptedRows, Job, JobState, Model
+from coordinator.model import AcceptedRows, Job, JobState, Model, Piece
+from coordinator.payloads import decode_payload
 from coordinator.policy_drafts import checked_policy
 from coordinator.ports import BlobStore, InputReader, Ledger, ModelInspector, ReceiptFilter, StoreStatus
 from coordinator.progress import row_range
@@ -203,6 +204,9 @@ class CoordinatorDesk:
             page = await self._brain.with_ledger(self._ledger.rows_after, job, after, _PAGE_RESULTS)
             for accepted in page:
                 after = accepted.seq
+                if accepted.retracted:
+                    yield RowsFrame(after, [], [], retracted=[(piece.start, piece.stop) for piece in accepted.pieces])
+                    continue
                 spans = [(piece.start, piece.stop, piece.offset) for piece in accepted.pieces]
                 yield RowsFrame(after, spans, encode_tensors(await self._outputs(accepted)))
             if page:
@@ -220,11 +224,11 @@ class CoordinatorDesk:
         view = await self.job(job)
         if view.state != JobState.DONE.value and not (partial and view.rows_done):
             raise Rejected("not_done", f"job {job} is {view.state}: {view.rows_done} of {view.rows} rows are there")
-        parts = []
+        parts: list[tuple[tuple[Piece, ...], dict[str, Array] | None]] = []
         after = 0
         while page := await self._brain.with_ledger(self._ledger.rows_after, job, after, _PAGE_RESULTS):
             after = page[-1].seq
-            parts += [(accepted.pieces, await self._outputs(accepted)) for accepted in page]
+            parts += [(each.pieces, None if each.retracted else await self._outputs(each)) for each in page]
         data = encode_bundle(assemble(parts, view.rows))
         for start in range(0, len(data), _PIECE_BYTES):
             yield data[start : start + _PIECE_BYTES]

@@ -223,6 +223,7 @@ Event = (
     | RowsReceived
     | TaskRefused
     | RowsFailed
+    | RowsKnown
     | TaskUndelivered
     | ModelAdded
     | JobSubmitted

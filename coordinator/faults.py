@@ -27,6 +27,8 @@ class Faults:
     rest: Callable[[str, int], None]
     refusals: Counter[str]
     counters: Counter[str]
+    beyond_hope: Callable[[JobProgress, int, int], list[Command]]
+    """What is to be done about a slot of a verified job that failed everywhere."""
 
     def rows_failed(
         self,
@@ -49,10 +51,13 @@ class Faults:
             commands.append(SendControl(vehicle, Cancel(job.id, [span.chunk])))
             alone = progress.alone.get(span.start)
             if alone and is_beyond_hope(alone, job.terms.max_attempts, others_left=partial(others_left, alone)):
-                row = FailedRow(span.start, len(alone), error[:_ERROR_CHARACTERS])
-                progress.give_up(row)
-                self.counters["row_given_up"] += 1
-                commands.append(AddFailedRow(job.id, row))
+                if progress.is_verified:
+                    commands += self.beyond_hope(progress, span.start, now_ms)
+                else:
+                    row = FailedRow(span.start, len(alone), error[:_ERROR_CHARACTERS])
+                    progress.give_up(row)
+                    self.counters["row_given_up"] += 1
+                    commands.append(AddFailedRow(job.id, row))
                 commands += self.end_completed(vehicle, progress, progress.completed(), now_ms)
         if sum(charge.vehicle == vehicle for charge in progress.charges) > 1:
             self.rest(vehicle, now_ms)  # perhaps it is the car; until that shows, it must not try everything in turn

@@ -63,6 +63,8 @@ _COLUMNS: dict[str, tuple[str, float]] = {
     "stated_power_w": ("f8", np.nan),
     "quarantined_until_ms": ("i8", 0),
     "strikes": ("i4", 0),
+    "checks_passed": ("i8", 0),
+    "convictions": ("i4", 0),
     "rest_until_ms": ("i8", 0),
     "leases_kept": ("f8", 0.0),
     "leases_ended": ("f8", 0.0),
@@ -97,6 +99,7 @@ class FleetView:
     index: dict[str, int] = field(default_factory=dict)
     refusal: list[str] = field(default_factory=list)
     models: list[tuple[str, ...]] = field(default_factory=list)
+    engines: list[str] = field(default_factory=list)
     purpose_bits: dict[str, int] = field(default_factory=dict)
     timezones: list[str] = field(default_factory=lambda: ["UTC"])
     regions: list[str] = field(default_factory=lambda: [""])
@@ -134,6 +137,7 @@ class FleetView:
         self.index[vehicle] = row
         self.refusal.append("")
         self.models.append(())
+        self.engines.append("")
         self._policies.append(b"")
         return row
 
@@ -173,6 +177,7 @@ class FleetView:
         """Take what a vehicle can do."""
         row = self.row(vehicle)
         self.models[row] = tuple(map(intern, caps.models))
+        self.engines[row] = intern(f"{caps.execution_provider} {caps.architecture} {caps.runtime_version}")
         self.column["slots"][row] = caps.slots
         self.column["consent_version"][row] = caps.consent_version
         region = self.column["region"][row] = self._region(caps.region)

@@ -1,8 +1,8 @@
 """The coordinator's own nouns: models, jobs, leases and what the ledger keeps of them. Only data; never decides."""
 
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import NamedTuple
+from enum import IntEnum, StrEnum
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -10,7 +10,10 @@ from fleet_wire.api import JobTerms, TensorSpec
 from fleet_wire.trace import TraceContext
 
 __all__ = [
+    "REFEREE",
     "AcceptedRows",
+    "Answer",
+    "Check",
     "FailedRow",
     "Job",
     "JobState",
@@ -104,13 +107,20 @@ class FailedRow:
 
 @dataclass(frozen=True, slots=True)
 class VehicleConduct:
-    """How far a vehicle can be relied on: leases that it kept among those that ended, lately, and its faults."""
+    """How far a vehicle can be relied on: leases that it kept among those that ended, lately, and its faults.
+
+    `checks_passed` of its rows were found right since it was convicted of a wrong one, `convictions` times, the last
+    time at `convicted_ms`.
+    """
 
     vehicle: str
     strikes: int
     quarantined_until_ms: int
     leases_kept: float
     leases_ended: float
+    checks_passed: int = 0
+    convictions: int = 0
+    convicted_ms: int = 0
 
 
 class Piece(msgspec.Struct, array_like=True, frozen=True):
@@ -148,7 +158,8 @@ class AcceptedRows:
     """One result message as far as it was new: the payload and which of its rows count.
 
     `payload` is the MessagePack list of output tensors, or None when they lie in the blob `payload_ref`. `seq` orders
-    the results of all jobs and is the cursor of result streams.
+    the results of all jobs and is the cursor of result streams. Where rows are verified first, the payload is that of
+    the job's answer of number `answer`, and need not be repeated. `retracted` rows came earlier, and do not count.
     """
 
     seq: int
@@ -161,3 +172,41 @@ class AcceptedRows:
     compute_ms: float
     energy_mwh: int
     pay_micro: int
+    answer: int | None = None
+    retracted: bool = False
+
+
+REFEREE: Final = ""
+"""The vehicle of answers that the coordinator computed itself; no car is named so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Rows of a verified job as somebody computed them, before it is known whether they count.
+
+    `pieces` are slots (see `coordinator.progress`), or rows where the coordinator computed them itself. `engine` names
+    what computed them: numbers of one engine are the same to a tighter tolerance. A `held` answer counts only when all
+    checks of its rows are decided.
+    """
+
+    number: int
+    job: str
+    vehicle: str
+    engine: str
+    pieces: tuple[Piece, ...]
+    payload: bytes
+    held: bool
+    received_ms: int
+
+
+class Check(IntEnum):
+    """What a row of a verified job waits for besides its answer.
+
+    `AUDIT` waits for another car, `REFEREE` for the coordinator's own answer; so does `REFEREE_ALONE`, and no car gets
+    the row meanwhile.
+    """
+
+    DECIDED = 0
+    AUDIT = 1
+    REFEREE = 2
+    REFEREE_ALONE = 3

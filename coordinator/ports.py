@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from coordinator.commands import LedgerWrite
 from coordinator.events import PlugHistory, TelemetryBatch
 from coordinator.metrics import MetricPoint
-from coordinator.model import AcceptedRows, FailedRow, Job, LeaseRecord, Model, Rest, VehicleConduct
+from coordinator.model import AcceptedRows, Answer, Check, FailedRow, Job, LeaseRecord, Model, Rest, VehicleConduct
 from fleet_wire.api import (
     BlobView,
     FailedRowView,
@@ -76,6 +76,14 @@ class LedgerJob:
     seen: tuple[tuple[str, int], ...] = ()
     worked: tuple[tuple[str, int, int], ...] = ()
     ended: tuple[LeaseRecord, ...] = ()
+    accepted: tuple[tuple[int, int, int | None], ...] = ()
+    """Where rows are verified, instead of `done`: ranges of rows in order, and the number of the answer that counts for
+    them; None where they were retracted.
+    """
+    answers: tuple[Answer, ...] = ()
+    """Those that are not void."""
+    next_answer: int = 0
+    checks: tuple[tuple[int, Check], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

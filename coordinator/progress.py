@@ -24,7 +24,7 @@ __all__ = ["Charge", "JobProgress", "OpenLease", "OthersLeft", "Range", "layers_
 
 _MOST_CHARGES = 255
 _WINDOW = 4096  # slots that are looked at together for a car's own
-_BLOCKS = 64  # of a job that needs a quorum: the next is given when this one is in all layers
+_BLOCK_ROWS = 1024  # of a job that needs a quorum: the next is given when this one is in all layers
 
 Range = tuple[int, int]
 OthersLeft = Callable[[Collection[str]], bool]
@@ -62,7 +62,8 @@ class JobProgress:
     """The changing side of a job. `suspects` are slots that failed, and at which cars; `alone` by themselves.
 
     `left` counts slots that are not settled; `rows_done` rows that reach the client, which whoever accepts them counts.
-    `answered` says whose the answer in each slot is, by the number of the car, or -1; only where rows are verified.
+    Only where rows are verified: `answered` says whose the answer in each slot is, by the number of the car, or -1, and
+    `covered` by how many open leases it lies.
     `paused` are cars that get no more rows of the first layer for now.
     """
 
@@ -71,6 +72,7 @@ class JobProgress:
     free: deque[Range]
     layers: int = 1
     answered: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    covered: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
     cars: dict[str, int] = field(default_factory=dict)
     paused: set[str] = field(default_factory=set)
     left: int = 0
@@ -136,6 +138,7 @@ class JobProgress:
         progress = cls(job, settled, deque(), len(settled) // job.rows)
         if job.terms.verification.rule != "none":
             progress.answered = np.full(len(settled), -1, dtype=np.int32)
+            progress.covered = np.zeros(len(settled), dtype=np.int8)
         progress.left = len(settled) - int(np.count_nonzero(settled))
         taken = settled.copy()
         for record in leases:
@@ -148,11 +151,16 @@ class JobProgress:
     def _runs(self, taken: NDArray[np.bool_]) -> Iterator[Range]:
         """Runs of free slots in the order in which they are to be given: what a row still lacks comes first."""
         rows = self.job.rows
-        block = -(-rows // _BLOCKS) if self.job.terms.verification.rule == "quorum" else rows
+        block = max(_BLOCK_ROWS, rows // 64) if self.job.terms.verification.rule == "quorum" else rows
         for first in range(0, rows, block):
             for layer in reversed(range(self.layers)):
                 start = layer * rows + first
                 yield from _gaps(taken[start : start + min(block, rows - first)], start)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether answers must be verified before their rows count."""
+        return bool(len(self.answered))
 
     def take(
         self, vehicle: str, rows: int, others_left: OthersLeft, count: int = 1, before: Sequence[Range] = ()
@@ -236,6 +244,20 @@ class JobProgress:
         """Whether a vehicle has a slot, in whatever layer, of the rows of these slots; not asked for one layer."""
         return self.layers > 1 and bool(self._mine(vehicle, start, stop, ()).any())
 
+    def answers_twice(self, vehicle: str, spans: Sequence[Span]) -> bool:
+        """Whether with these slots a vehicle would have answered two of one row."""
+        rows, number = self.job.rows, self.cars.get(vehicle)
+        planes = self.answered.reshape(self.layers, rows)
+        counted = np.zeros(rows, dtype=np.bool_)
+        for span in spans if self.layers > 1 else ():
+            layer, first = divmod(span.start, rows)
+            part = slice(first, first + span.stop - span.start)
+            others = np.delete(planes[:, part], layer, axis=0)
+            if (number is not None and (others == number).any()) or counted[part].any():
+                return True
+            counted[part] = len(spans) > 1
+        return False
+
     def _mine(self, vehicle: str, start: int, stop: int, before: Iterable[Range]) -> NDArray[np.bool_]:
         """Of which rows of these slots, all of one layer, a vehicle holds or has answered a slot."""
         rows = self.job.rows
@@ -271,8 +293,9 @@ class JobProgress:
     def _open(self, record: LeaseRecord, row_ms: float, expected_ms: float) -> None:
         lease = self.leases[record.chunk] = OpenLease(record, row_ms, expected_ms)
         self.granted[record.chunk] = record
-        if self.layers > 1:
+        if self.is_verified:
             self._chunks.setdefault(record.vehicle, set()).add(record.chunk)
+            self.covered[record.start : record.stop] += 1
         original = None if record.copy_of is None else self.leases.get(record.copy_of)
         if original is None:
             self.rows_leased += record.stop - record.start
@@ -375,10 +398,16 @@ class JobProgress:
         self._prune()
 
     def reopen(self, slots: NDArray[np.int64]) -> None:
-        """Let settled slots, in order, be computed, or computed again, before all others that are free."""
+        """Let settled slots, in order, be computed, or computed again, before all others that are free.
+
+        What lies under an open lease, because another car was faster, is left to the car that holds that.
+        """
         self._prune()
         self.settled[slots] = False
         self.left += len(slots)
+        slots = slots[self.covered[slots] == 0]
+        if not len(slots):
+            return
         self.rows_free += len(slots)
         cuts = np.flatnonzero((np.diff(slots) != 1) | (slots[1:] % self.job.rows == 0)) + 1
         runs = zip([0, *cuts.tolist()], [*cuts.tolist(), len(slots)], strict=True)
@@ -411,8 +440,9 @@ class JobProgress:
 
     def _close(self, lease: OpenLease) -> None:
         del self.leases[lease.record.chunk]
-        if self.layers > 1:
+        if self.is_verified:
             self._chunks[lease.record.vehicle].discard(lease.record.chunk)
+            self.covered[lease.record.start : lease.record.stop] -= 1
         if lease.original is not None:
             self.leases[lease.original].copy = None
             return

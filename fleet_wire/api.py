@@ -331,6 +331,8 @@ class RowsFrame(Struct, frozen=True):
     """A piece of a result stream. `spans` are [start, stop, offset]: rows start..stop lie at `offset` in the outputs.
 
     `after` is the cursor to resume from. The last frame has `state` set (done, failed, cancelled) and no spans.
+    `retracted` are [start, stop]: rows of a verified job that came earlier and can't be relied on. They do not count
+    any more, and come again later.
     """
 
     after: int
@@ -338,6 +340,7 @@ class RowsFrame(Struct, frozen=True):
     outputs: list[Tensor]
     state: str | None = None
     error: str | None = None
+    retracted: list[tuple[int, int]] = []
 
 
 class Problem(Struct, frozen=True):

@@ -43,16 +43,21 @@ class Job:
         """End the job; rows that are done stay. Raises Refused, Unreachable."""
         return self._exchange.ask("DELETE", self._path, JobView)
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Array]]]:
+    def rows(self, retracted: Callable[[int, int], None] | None = None) -> Iterator[tuple[int, dict[str, Array]]]:
         """Yield (first row, outputs by name) as rows are accepted, in no order, each row once, until the job is done.
 
-        Goes on where it was after a broken connection. Raises JobFailed, Refused, Unreachable.
+        Of a job that is verified a row may come a second time, and then the later one counts: the car that it came from
+        was found to answer wrongly. `retracted` is called with such rows' start and stop (excluded) when that is found,
+        before they come again. Goes on where it was after a broken connection. Raises JobFailed, Refused, Unreachable.
         """
         after = 0
         patience = _Patience(self._patience_s)
         while True:
             try:
                 for frame in self._frames(after):
+                    if retracted is not None:
+                        for start, stop in frame.retracted:
+                            retracted(start, stop)
                     yield from _pieces(frame)
                     after = frame.after
                     patience.renew()

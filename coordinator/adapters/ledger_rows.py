@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from coordinator.commands import (
+    AddAnswer,
     AddConsent,
     AddFailedRow,
     AddJob,
@@ -19,16 +20,19 @@ from coordinator.commands import (
     EndJob,
     EndLease,
     GrantLease,
+    KeepChecks,
     KeepConduct,
     LedgerWrite,
+    VoidAnswers,
 )
-from coordinator.model import AcceptedRows, Job, JobState, LeaseRecord, Model, Piece, VehicleConduct
+from coordinator.model import AcceptedRows, Answer, Job, JobState, LeaseRecord, Model, Piece, VehicleConduct
 from fleet_wire.api import JobTerms, JobView, PolicyView, ReceiptView, TensorSpec
 from fleet_wire.policy import OwnerPolicy
 from fleet_wire.trace import parse_trace
 
 __all__ = [
     "accepted_rows",
+    "answer_of",
     "decode_pieces",
     "decode_policy",
     "job_of",
@@ -63,10 +67,13 @@ def statements(writes: Sequence[LedgerWrite]) -> Iterator[tuple[str, list[Row]]]
         ("add_consent", map(_consent_row, groups[AddConsent])),
         ("add_job", (_job_row(write.job) for write in groups[AddJob])),
         ("add_lease", (_lease_row(write.lease) for write in groups[GrantLease])),
-        ("change_lease", _lease_changes(groups[EndLease], groups[AddRows])),
+        ("change_lease", _lease_changes(groups[EndLease], [*groups[AddRows], *groups[AddAnswer]])),
         ("count_rows_released", _rows_released(groups[EndLease])),
         ("add_result", (_result_row(write.rows) for write in groups[AddRows])),
-        ("add_receipts", _receipt_sums(groups[AddRows])),
+        ("add_answer", (_answer_row(write.answer) for write in groups[AddAnswer])),
+        ("void_answers", ((write.job, write.vehicle) for write in groups[VoidAnswers])),
+        ("keep_check", ((write.job, row, int(write.check)) for write in groups[KeepChecks] for row in write.rows)),
+        ("add_receipts", _receipt_sums([*groups[AddRows], *groups[AddAnswer]])),
         ("add_failed_row", map(_failed_row, groups[AddFailedRow])),
         ("keep_conduct", (_conduct_row(write.conduct) for write in groups[KeepConduct])),
         ("end_job", map(_end_row, groups[EndJob])),
@@ -76,7 +83,7 @@ def statements(writes: Sequence[LedgerWrite]) -> Iterator[tuple[str, list[Row]]]
             yield name, listed
 
 
-def _lease_changes(ends: Sequence[EndLease], added: Sequence[AddRows]) -> Iterator[Row]:
+def _lease_changes(ends: Sequence[EndLease], added: Sequence[AddRows | AddAnswer]) -> Iterator[Row]:
     """Mostly a lease's last rows come with its end: then one statement does both."""
     left = {(end.job, end.chunk): (end.end.value, end.ended_ms) for end in ends}
     for part in chain.from_iterable(write.parts for write in added):
@@ -103,7 +110,7 @@ def _rows_released(ends: Sequence[EndLease]) -> Iterator[Row]:
     return ((rows, job) for job, rows in released.items())
 
 
-def _receipt_sums(added: Sequence[AddRows]) -> Iterator[Row]:
+def _receipt_sums(added: Sequence[AddRows | AddAnswer]) -> Iterator[Row]:
     sums: defaultdict[tuple[str, str, int, int], list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
     for write in added:
         before: tuple[int, int] | None = None
@@ -166,6 +173,7 @@ def _job_row(job: Job) -> Row:
         job.created_ms,
         "" if job.trace is None else job.trace.traceparent,
         "" if job.trace is None else job.trace.state,
+        int(job.terms.verification.rule != "none"),
     )
 
 
@@ -217,6 +225,9 @@ def _conduct_row(conduct: VehicleConduct) -> Row:
         conduct.quarantined_until_ms,
         conduct.leases_kept,
         conduct.leases_ended,
+        conduct.checks_passed,
+        conduct.convictions,
+        conduct.convicted_ms,
     )
 
 
@@ -230,9 +241,36 @@ def _result_row(rows: AcceptedRows) -> Row:
         rows.energy_mwh,
         rows.pay_micro,
         _encode_pieces(rows.pieces),
+        rows.answer,
+        int(rows.retracted),
+        _verified_rows(rows),
         rows.payload_ref,
         rows.payload,
     )
+
+
+def _verified_rows(rows: AcceptedRows) -> int:
+    """How many rows more count because of this; those of jobs that are not verified are counted by their receipts."""
+    count = sum(piece.stop - piece.start for piece in rows.pieces)
+    return -count if rows.retracted else 0 if rows.answer is None else count
+
+
+def _answer_row(answer: Answer) -> Row:
+    return (
+        answer.job,
+        answer.number,
+        answer.vehicle,
+        answer.engine,
+        int(answer.held),
+        answer.received_ms,
+        _encode_pieces(answer.pieces),
+        answer.payload,
+    )
+
+
+def answer_of(row: Mapping[str, Any]) -> Answer:
+    """An answer from its row."""
+    return Answer(**{**row, "pieces": decode_pieces(row["pieces"]), "held": bool(row["held"])})
 
 
 def month_text(month: int) -> str:
@@ -278,4 +316,4 @@ def policy_view(row: Mapping[str, Any]) -> PolicyView:
 
 def accepted_rows(row: Mapping[str, Any]) -> AcceptedRows:
     """Accepted rows from the row of their result."""
-    return AcceptedRows(**{**row, "pieces": decode_pieces(row["pieces"])})
+    return AcceptedRows(**{**row, "pieces": decode_pieces(row["pieces"]), "retracted": bool(row["retracted"])})

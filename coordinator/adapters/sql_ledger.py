@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from coordinator.adapters.ledger_rows import (
     accepted_rows,
+    answer_of,
     decode_pieces,
     decode_policy,
     job_of,
@@ -17,7 +18,7 @@ from coordinator.adapters.ledger_rows import (
     policy_view,
     receipt_view,
 )
-from coordinator.model import AcceptedRows, FailedRow, LeaseRecord, Rest, VehicleConduct
+from coordinator.model import AcceptedRows, Check, FailedRow, LeaseRecord, Rest, VehicleConduct
 from coordinator.ports import LedgerJob, LedgerSnapshot, ReceiptFilter, VehicleSums
 from fleet_wire.api import JobView, PolicyView, ReceiptView, StatementLine
 
@@ -50,10 +51,16 @@ class SqlLedger(ABC):
         ((next_chunk,),) = self._all("next_chunk", job.id)
         ((compute_us, energy_mwh, pay_micro),) = self._all("sums_of_job", job.id)
         ((rows_copied,),) = self._all("rows_copied", job.id)
-        accepted = (decode_pieces(pieces) for (pieces,) in self._all("pieces_of_job", job.id))
+        ((next_answer,),) = self._all("next_answer", job.id)
+        accepted = [
+            (piece.start, piece.stop, answer)
+            for pieces, answer in self._all("pieces_of_job", job.id)
+            for piece in decode_pieces(pieces)
+        ]
+        is_verified = job.terms.verification.rule != "none"
         return LedgerJob(
             job=job,
-            done=merged((piece.start, piece.stop) for pieces in accepted for piece in pieces),
+            done=() if is_verified else merged((start, stop) for start, stop, _ in accepted),
             leases=tuple(LeaseRecord(*lease) for lease in self._all("open_leases", job.id)),
             next_chunk=next_chunk,
             rows_released_again=row["rows_released_again"],
@@ -66,6 +73,10 @@ class SqlLedger(ABC):
             seen=tuple((vehicle, rows) for vehicle, rows in self._all("seen_of_job", job.id)),
             worked=tuple((vehicle, since_ms, us) for vehicle, since_ms, us in self._all("worked_of_job", job.id)),
             ended=tuple(LeaseRecord(*lease) for lease in self._all("ended_leases", job.id, _MOST_ENDED)),
+            accepted=tuple(accepted) if is_verified else (),
+            answers=tuple(answer_of(answer) for answer in self._records("answers_of_job", (job.id,))),
+            next_answer=next_answer,
+            checks=tuple((row, Check(state)) for row, state in self._all("checks_of_job", job.id)),
         )
 
     def rows_after(self, job: str, seq: int, limit: int) -> list[AcceptedRows]:

@@ -21,6 +21,7 @@ from coordinator.adapters.postgres_ledger import PostgresLedger
 from coordinator.adapters.sql import migrations
 from coordinator.adapters.sqlite_ledger import SqliteLedger
 from coordinator.commands import (
+    AddAnswer,
     AddConsent,
     AddFailedRow,
     AddJob,
@@ -29,12 +30,17 @@ from coordinator.commands import (
     EndJob,
     EndLease,
     GrantLease,
+    KeepChecks,
     KeepConduct,
     LedgerWrite,
+    VoidAnswers,
 )
 from coordinator.errors import LedgerHeld, StoreUnavailable
 from coordinator.model import (
+    REFEREE,
     AcceptedRows,
+    Answer,
+    Check,
     FailedRow,
     Job,
     JobState,
@@ -47,7 +53,7 @@ from coordinator.model import (
     VehicleConduct,
 )
 from coordinator.ports import Ledger, LedgerJob, LedgerSnapshot, ReceiptFilter, VehicleSums
-from fleet_wire.api import JobTerms, JobView, PolicyView, ReceiptView, StatementLine, TensorSpec
+from fleet_wire.api import JobTerms, JobView, PolicyView, ReceiptView, StatementLine, TensorSpec, Verification
 from fleet_wire.policy import Hours, OwnerPolicy
 from fleet_wire.trace import TraceContext
 from tests.postgres import PostgresProcess
@@ -222,6 +228,68 @@ def test_a_lease_may_be_granted_and_ended_in_one_round(ledger: Ledger) -> None:
     )
 
 
+VERIFIED = replace(JOB, terms=JobTerms(verification=Verification("adaptive")))
+
+
+def answer(number: int, vehicle: str, *pieces: tuple[int, int, int], held: bool = False) -> Answer:
+    payload = b"answer \x00 %d" % number
+    return Answer(number, JOB.id, vehicle, "CPU x", tuple(Piece(*piece) for piece in pieces), payload, held, 7 + number)
+
+
+def verified(seq: int, number: int | None, *pieces: tuple[int, int, int]) -> AcceptedRows:
+    """What counts of an answer, or what does not any more."""
+    bare = replace(accepted(seq, *pieces), payload=None, compute_ms=0.0, energy_mwh=0, pay_micro=0)
+    return replace(bare, answer=number, retracted=number is None)
+
+
+def test_answers_and_checks_of_a_verified_job_come_back(ledger: Ledger) -> None:
+    first, second, own = (
+        answer(0, "v1", (0, 10, 0)),
+        answer(1, "v2", (104, 106, 1), held=True),
+        answer(2, REFEREE, (4, 5, 0)),
+    )
+    lie, honest = lease(0, 0, 10), lease(1, 104, 106, "v2")
+    part, other = ReceiptPart(lie, 10, 1_500, 7, 4, 7), ReceiptPart(honest, 2, 1_500, 7, 4, 7)
+    ledger.commit([AddJob(VERIFIED), GrantLease(lie), GrantLease(honest)])
+    ledger.commit([AddAnswer(first, (part,)), KeepChecks(JOB.id, (4, 5), Check.AUDIT)])
+    ledger.commit([AddRows(verified(1, 0, (0, 4, 0), (6, 10, 6))), EndLease(JOB.id, 0, LeaseEnd.DONE, 0, 50)])
+    ledger.commit([AddAnswer(second, (other,)), KeepChecks(JOB.id, (4,), Check.REFEREE_ALONE)])
+    before = fresh(VERIFIED)
+    facts = {"next_chunk": 2, "leases": (honest,), "seen": (("v1", 10), ("v2", 2))}
+    sums = {"compute_us": 3_000, "energy_mwh": 14, "pay_micro": 22, "worked": (("v1", 10, 1_500), ("v2", 11, 1_500))}
+    rests = (("v1", Rest(100_007, 30_000_000)), ("v2", Rest(100_007, 30_000_000)))
+    before = replace(
+        before, **facts, **sums, rests=rests, next_answer=2, checks=((4, Check.REFEREE_ALONE), (5, Check.AUDIT))
+    )
+    assert ledger.load().running == (replace(before, accepted=((0, 4, 0), (6, 10, 0)), answers=(first, second)),)
+    round_ = [
+        AddAnswer(own),
+        KeepChecks(JOB.id, (4, 5), Check.DECIDED),
+        VoidAnswers(JOB.id, "v1"),
+        AddRows(verified(2, None, (0, 4, 0), (6, 10, 0))),
+        AddRows(verified(3, 2, (4, 5, 0))),
+    ]
+    ledger.commit(round_)
+    (loaded,) = ledger.load().running
+    assert loaded.answers == (second, own)
+    assert loaded.accepted == ((0, 4, 0), (6, 10, 0), (0, 4, None), (6, 10, None), (4, 5, 2))
+    assert (loaded.checks, loaded.next_answer) == (((4, Check.DECIDED), (5, Check.DECIDED)), 3)
+    assert ledger.rows_after(JOB.id, 0, 10) == [
+        replace(verified(1, 0, (0, 4, 0), (6, 10, 6)), payload=first.payload),
+        verified(2, None, (0, 4, 0), (6, 10, 0)),
+        replace(verified(3, 2, (4, 5, 0)), payload=own.payload),
+    ]
+    ended = ledger.job_view(JOB.id)
+    assert ended is not None
+    assert (ended.rows_done, ended.pay_micro, ended.vehicles) == (1, 22, 2)
+
+
+def test_an_answer_is_kept_once(ledger: Ledger) -> None:
+    ledger.commit([AddJob(VERIFIED), AddAnswer(answer(0, "v1", (0, 1, 0)))])
+    with pytest.raises(StoreUnavailable):
+        ledger.commit([AddAnswer(answer(0, "v2", (1, 2, 0)))])
+
+
 def test_copies_and_rows_that_were_given_up_are_remembered(ledger: Ledger) -> None:
     copy = msgspec.structs.replace(lease(1, 5, 10, "v2"), copy_of=0)
     bad = FailedRow(12, 3, "division by zero")
@@ -244,8 +312,9 @@ def test_copies_and_rows_that_were_given_up_are_remembered(ledger: Ledger) -> No
 def test_the_conduct_of_a_vehicle_replaces_what_was_kept_before(ledger: Ledger) -> None:
     first, other = VehicleConduct("v1", 1, 0, 7.5, 8.0), VehicleConduct("v2", 3, 90, 0.0, 3.0)
     ledger.commit([KeepConduct(first), KeepConduct(other)])
-    ledger.commit([KeepConduct(replace(first, strikes=2)), KeepConduct(replace(first, strikes=3))])
-    assert ledger.load().conduct == (replace(first, strikes=3), other)
+    convicted = replace(first, strikes=3, checks_passed=5, convictions=2, convicted_ms=77)
+    ledger.commit([KeepConduct(replace(first, strikes=2)), KeepConduct(convicted)])
+    assert ledger.load().conduct == (convicted, other)
 
 
 @pytest.mark.parametrize(

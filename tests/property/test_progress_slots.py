@@ -116,5 +116,5 @@ TestSlots.settings = settings(max_examples=120, stateful_step_count=40, deadline
 
 
 def test_a_quorum_gives_what_a_row_still_lacks_before_the_next_rows() -> None:
-    progress = JobProgress.fresh(job(rows=640, verification=Verification("quorum", 2)))
-    assert list(progress.free)[:4] == [(640, 650), (0, 10), (650, 660), (10, 20)]
+    progress = JobProgress.fresh(job(rows=2000, verification=Verification("quorum", 2)))
+    assert list(progress.free) == [(2000, 3024), (0, 1024), (3024, 4000), (1024, 2000)]

@@ -21,8 +21,8 @@ SELECT vehicle, document, set_by, set_ms FROM consents WHERE vehicle = ? ORDER B
 
 -- name: add_job
 -- Keep a new, running job.
-INSERT INTO jobs (id, name, model, inputs, row_count, row_bytes, terms, created_ms, traceparent, tracestate)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO jobs (id, name, model, inputs, row_count, row_bytes, terms, created_ms, traceparent, tracestate, verified)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: end_job
 -- Say how a running job came to its end; one that has ended stays as it is.
@@ -54,8 +54,37 @@ UPDATE jobs SET rows_released_again = rows_released_again + ? WHERE id = ?;
 
 -- name: add_result
 -- Keep accepted rows; a sequence number can't be used twice.
-INSERT INTO results (seq, job, vehicle, accepted_ms, compute_ms, energy_mwh, pay_micro, pieces, payload_ref, payload)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO results (
+    seq, job, vehicle, accepted_ms, compute_ms, energy_mwh, pay_micro, pieces, answer, retracted, row_count, payload_ref,
+    payload
+)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: add_answer
+-- Keep rows that are to be verified.
+INSERT INTO answers (job, number, vehicle, engine, held, received_ms, pieces, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: void_answers
+-- Nothing that a vehicle has answered for a job so far counts any more.
+UPDATE answers SET void = 1 WHERE job = ? AND vehicle = ?;
+
+-- name: keep_check
+-- Keep what a row waits for.
+INSERT INTO checks (job, row, state) VALUES (?, ?, ?)
+ON CONFLICT (job, row) DO UPDATE SET state = excluded.state;
+
+-- name: answers_of_job
+-- Answers of a job that are not void.
+SELECT number, job, vehicle, engine, pieces, payload, held, received_ms
+FROM answers WHERE job = ? AND void = 0 ORDER BY number;
+
+-- name: next_answer
+-- The number that no answer of a job has had yet.
+SELECT coalesce(max(number) + 1, 0) FROM answers WHERE job = ?;
+
+-- name: checks_of_job
+-- What rows of a job wait for, or have waited for.
+SELECT row, state FROM checks WHERE job = ? ORDER BY row;
 
 -- name: add_receipts
 -- Add to the sums of a vehicle's receipts.
@@ -76,16 +105,23 @@ INSERT INTO failed_rows (job, row, attempts, error) VALUES (?, ?, ?, ?);
 
 -- name: keep_conduct
 -- Keep how a vehicle conducts itself.
-INSERT INTO conduct (vehicle, strikes, quarantined_until_ms, leases_kept, leases_ended) VALUES (?, ?, ?, ?, ?)
+INSERT INTO conduct (
+    vehicle, strikes, quarantined_until_ms, leases_kept, leases_ended, checks_passed, convictions, convicted_ms
+)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (vehicle) DO UPDATE SET
     strikes = excluded.strikes,
     quarantined_until_ms = excluded.quarantined_until_ms,
     leases_kept = excluded.leases_kept,
-    leases_ended = excluded.leases_ended;
+    leases_ended = excluded.leases_ended,
+    checks_passed = excluded.checks_passed,
+    convictions = excluded.convictions,
+    convicted_ms = excluded.convicted_ms;
 
 -- name: all_conduct
 -- How every vehicle conducts itself that ever gave cause to keep it.
-SELECT vehicle, strikes, quarantined_until_ms, leases_kept, leases_ended FROM conduct ORDER BY vehicle;
+SELECT vehicle, strikes, quarantined_until_ms, leases_kept, leases_ended, checks_passed, convictions, convicted_ms
+FROM conduct ORDER BY vehicle;
 
 -- name: failed_rows
 -- Rows of a job that were given up.
@@ -109,8 +145,8 @@ SELECT id, name, model, inputs, row_count, row_bytes, terms, created_ms, rows_re
 FROM jobs WHERE state = 'running' ORDER BY created_ms, id;
 
 -- name: pieces_of_job
--- Which rows of a job were accepted.
-SELECT pieces FROM results WHERE job = ?;
+-- Which rows of a job were accepted, and by which answer where they are verified; none has taken them back.
+SELECT pieces, answer FROM results WHERE job = ? ORDER BY seq;
 
 -- name: open_leases
 -- The leases of a job that have not ended.
@@ -191,14 +227,19 @@ SELECT coalesce(max(seq) + 1, 1) FROM results;
 
 -- name: rows_after
 -- Results of a job behind a cursor, in order.
-SELECT seq, job, vehicle, pieces, payload, payload_ref, accepted_ms, compute_ms, energy_mwh, pay_micro
-FROM results WHERE job = ? AND seq > ? ORDER BY seq LIMIT ?;
+SELECT seq, results.job, results.vehicle, results.pieces, coalesce(results.payload, answers.payload) AS payload,
+    payload_ref, accepted_ms, compute_ms, energy_mwh, pay_micro, answer, retracted
+FROM results LEFT JOIN answers ON answers.job = results.job AND answers.number = results.answer
+WHERE results.job = ? AND seq > ? ORDER BY seq LIMIT ?;
 
 -- name: job_view
 -- One job as clients see it.
 SELECT id, name, model, state, row_count, created_ms, ended_ms, error, rows_released_again,
     (SELECT coalesce(sum(stop - start), 0) FROM leases WHERE job = id AND ended IS NULL) AS rows_leased,
-    (SELECT coalesce(sum(rows_done), 0) FROM receipt_sums WHERE job = id) AS rows_done,
+    CASE verified
+        WHEN 0 THEN (SELECT coalesce(sum(rows_done), 0) FROM receipt_sums WHERE job = id)
+        ELSE (SELECT coalesce(sum(results.row_count), 0) FROM results WHERE job = id)
+    END AS rows_done,
     (SELECT coalesce(sum(compute_us), 0) FROM receipt_sums WHERE job = id) AS compute_us,
     (SELECT coalesce(sum(energy_mwh), 0) FROM receipt_sums WHERE job = id) AS energy_mwh,
     (SELECT coalesce(sum(energy_pay_micro + fee_pay_micro), 0) FROM receipt_sums WHERE job = id) AS pay_micro,
