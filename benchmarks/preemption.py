@@ -103,7 +103,7 @@ class Stage:
     def worker(self, car: Car) -> psutil.Process | None:
         for child in self.host.children():
             with contextlib.suppress(psutil.Error):
-                if str(car.mark) in child.cmdline():
+                if str(car.mark) in " ".join(child.cmdline()):
                     return child
         return None
 
@@ -254,10 +254,9 @@ async def _sample(stage: Stage, targets: Sequence[Car], each: int, draw: random.
     return samples
 
 
-async def sample_all(directory: Path, *, quick: bool, seed: int = 0) -> dict[str, dict[str, list[float]]]:
-    """Stop times in milliseconds, by situation and signal."""
+async def sample_all(directory: Path, each: int, seed: int = 0) -> dict[str, dict[str, list[float]]]:
+    """Stop times in milliseconds, by situation and signal, `each` of them."""
     draw = random.Random(seed)
-    each = 4 if quick else 24
     taken: dict[str, dict[str, list[float]]] = {}
     for name, cars in (("alone", 1), ("crowd", _CROWD)):
         folder = directory / name
@@ -291,7 +290,7 @@ def _percentiles(times: Sequence[float]) -> dict[str, float]:
 
 
 async def measure(plan: Plan) -> list[Figure]:
-    found = summary(await sample_all(plan.directory, quick=plan.quick))
+    found = summary(await sample_all(plan.directory, 4 if plan.quick else 10))
     note = f"{found['samples']} samples, at most {found['most_ms']:.0f} ms"
     name = "from a car's signal to no processor time of its worker"
     return [
@@ -317,7 +316,7 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, metavar="OUT", help="write a histogram as SVG here")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="idlewheel-preempt-") as folder:
-        found = summary(asyncio.run(sample_all(Path(folder), quick=given.quick)))
+        found = summary(asyncio.run(sample_all(Path(folder), 4 if given.quick else 24)))
     print(_text(found))
     if given.json is not None:
         given.json.write_text(json.dumps(found, indent=2) + "\n")

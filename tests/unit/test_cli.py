@@ -89,6 +89,7 @@ def test_the_address_comes_from_the_environment(
         (["agent", "--vehicle", "a", "--simulated", "--data", "MODEL"], "MODEL cannot be a folder: File exists"),
         (["agent", "--vehicle", "a/b", "--simulated"], "vehicle: String should match pattern"),
         (["agent", "--vehicle", "a", "--trace", "nothing.csv"], "No such file"),
+        (["agent", "--vehicle", "a", "--simulated", "--signals", "car.sock"], "say one of --trace FILE, --signals"),
     ],
 )
 def test_bad_input_ends_with_2_and_one_line(
