@@ -315,7 +315,7 @@ class _Agent:
         self.handle(Judged(reason, self._power.compute_w, self._power.awake_w, level))
 
     def _must_stop(self) -> bool:
-        """Look at the car, in the guard's thread: it has changed nothing but what it returns and `_last_words`."""
+        """Look at the car, in the guard's thread: it changes nothing but `_last_words` and counters."""
         now_ms = _now_ms()
         verdict = self._judge(self._read(now_ms), now_ms, willing=True)
         if verdict is None or verdict.level is not Level.KILL:
@@ -325,6 +325,8 @@ class _Agent:
 
     def _guard_killed(self) -> None:
         """The guard has killed the worker: what it saw counts, though all may be well again."""
+        if self._closing:  # which has ended the worker, too
+            return
         self._counters["killed_by_guard"] += 1
         self._tell_verdict(self._last_words)
         self._sense(_now_ms())
