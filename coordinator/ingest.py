@@ -48,6 +48,7 @@ class Packet(Protocol):
     payload: bytes
     retain: bool
     content_type: str | None
+    intact: bool
 
 
 P = TypeVar("P", bound=Packet)
@@ -91,7 +92,7 @@ class Ingest:
             topic: VehicleTopic | JobTopic | None = None
             try:
                 topic = self._topic(packet.topic)
-                self._check_size(packet)
+                self._check_arrived(packet)
                 if isinstance(topic, VehicleTopic) and topic.channel is VehicleChannel.TELE:
                     documents.append(TELEMETRY.decode(packet.payload, packet.content_type))
                     vehicles.append(topic.vehicle)
@@ -108,7 +109,9 @@ class Ingest:
         self.refusals[f"message_{error.fault.value}"] += 1
         sorted_.rejected.append(Rejection(packet, vehicle, error))
 
-    def _check_size(self, packet: P) -> None:
+    def _check_arrived(self, packet: P) -> None:
+        if not packet.intact:
+            raise WireError(WireFault.CORRUPT, f"{len(packet.payload)} bytes on {packet.topic}")
         if len(packet.payload) > self.max_packet_bytes:
             raise WireError(WireFault.OVERSIZED, f"{len(packet.payload)} bytes on {packet.topic}")
 

@@ -3,15 +3,27 @@
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
+from zlib import crc32
 
 from mqtt5 import PubAckPacket, PublishPacket
 
-__all__ = ["AckOrder", "Inbox", "Message"]
+__all__ = ["AckOrder", "Inbox", "Message", "checksum"]
+
+_CHECKSUM: Final = "crc32"
+
+
+def checksum(payload: bytes) -> tuple[str, str]:
+    """The user property that tells whether a payload is what was sent: TCP's own check passes some faults."""
+    return _CHECKSUM, f"{crc32(payload):08x}"
 
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """One PUBLISH as received. `acknowledged` belongs to the session."""
+    """One PUBLISH as received. `acknowledged` belongs to the session.
+
+    It is `intact` unless its checksum says otherwise, which is not among the `user_properties` any more.
+    """
 
     topic: str
     payload: bytes
@@ -23,11 +35,13 @@ class Message:
     user_properties: list[tuple[str, str]]
     packet_id: int | None
     acknowledged: bool = False
+    intact: bool = True
 
     @staticmethod
     def of(packet: PublishPacket) -> "Message":
         """Take over what the codec read, at QoS 0 or 1."""
         packet_id = packet.packet_id
+        told = [each for each in packet.user_properties if each[0] == _CHECKSUM]
         return Message(
             packet.topic,
             packet.payload,
@@ -36,8 +50,9 @@ class Message:
             packet.content_type,
             packet.response_topic,
             packet.correlation_data,
-            packet.user_properties,
+            [each for each in packet.user_properties if each not in told] if told else packet.user_properties,
             packet_id,
+            intact=not told or all(each == checksum(packet.payload) for each in told),
         )
 
 

@@ -15,7 +15,7 @@ from mqtt5 import DisconnectReasonCode, QoS
 
 from fleet_link.errors import LinkLost, LinkRefused, LinkUnreachable, OutboxFull, PacketTooLarge
 from fleet_link.framing import Framer
-from fleet_link.inbox import AckOrder, Inbox, Message
+from fleet_link.inbox import AckOrder, Inbox, Message, checksum
 from fleet_link.options import ConnectOptions, ServerLimits, Will
 from fleet_link.outbox import Outbox
 
@@ -180,7 +180,7 @@ class Session(asyncio.Protocol):
             content_type=content_type,
             response_topic=response_topic,
             correlation_data=correlation,
-            user_properties=list(user_properties),
+            user_properties=[*user_properties, checksum(payload)],
         ).write()
         if len(packet) > self.server.max_packet_size:
             raise PacketTooLarge(len(packet), self.server.max_packet_size)

@@ -15,6 +15,7 @@ class WireFault(StrEnum):
     FOREIGN_FLEET = "foreign_fleet"
     BAD_TENSOR = "bad_tensor"
     OVERSIZED = "oversized"
+    CORRUPT = "corrupt"
 
 
 class WireError(ValueError):

@@ -27,6 +27,7 @@ _REASONS = {
     WireFault.WRONG_CONTENT_TYPE: RefusalReason.MALFORMED,
     WireFault.MALFORMED: RefusalReason.MALFORMED,
     WireFault.OVERSIZED: RefusalReason.MALFORMED,
+    WireFault.CORRUPT: RefusalReason.MALFORMED,
 }
 
 
@@ -35,6 +36,7 @@ class _Message(Protocol):
     payload: bytes
     content_type: str | None
     response_topic: str | None
+    intact: bool
 
 
 @dataclass(slots=True)
@@ -65,6 +67,8 @@ class Mailbox:
 
     def read(self, message: _Message) -> Mail:
         """Return what a message means. Raise WireError, and nothing else."""
+        if not message.intact:
+            raise WireError(WireFault.CORRUPT, f"{len(message.payload)} bytes")
         if len(message.payload) > self.max_bytes:
             raise WireError(WireFault.OVERSIZED, f"{len(message.payload)} bytes")
         topic, payload, content_type = message.topic, message.payload, message.content_type

@@ -403,7 +403,7 @@ class RulesMachine(RuleBasedStateMachine):
         document = Telemetry(car.epoch, car.seq, self.now_ms + car.ahead_ms, snapshot, Signals(**readings))
         payload, content_type = TELEMETRY.encode(document), TELEMETRY.content_type
         packet = SimpleNamespace(
-            topic=f"iw/v1/f/veh/{name}/tele", payload=payload, retain=False, content_type=content_type
+            topic=f"iw/v1/f/veh/{name}/tele", payload=payload, retain=False, content_type=content_type, intact=True
         )
         batch = self.ingest.sort([packet], self.now_ms).telemetry
         assert batch is not None, self.ingest.refusals

@@ -32,6 +32,7 @@ class Sent:
     payload: bytes
     content_type: str | None
     retain: bool = False
+    intact: bool = True
 
 
 def sent(topic: str, payload: bytes) -> Sent:

@@ -23,6 +23,7 @@ class Sent:
     payload: bytes
     content_type: str | None
     retain: bool = False
+    intact: bool = True
 
 
 def sent(topic: str, kind: object, message: object, **changes: object) -> Sent:
@@ -175,3 +176,18 @@ def test_a_snapshot_forgets_what_it_does_not_hold() -> None:
     np.testing.assert_equal(known(), [np.nan, 60.0, 1.0])
     tell(tele("v1", 5, departure_ms=7))
     np.testing.assert_equal(known(), [7.0, 60.0, 1.0])
+
+
+def test_what_was_changed_on_its_way_is_refused_however_well_it_reads() -> None:
+    ingest = Ingest("f", 4096)
+    packets = [
+        tele("a", 1, plugged=True),
+        sent("veh/a/state", STATE, State(online=True, epoch=9)),
+        sent("job/j1/res/a", RESULT, rows()),
+    ]
+    for packet in packets:
+        packet.intact = False
+    batch = ingest.sort(packets, now_ms=0)
+    assert (batch.telemetry, batch.events, batch.by_reference) == (None, [], [])
+    assert [(each.packet, each.vehicle) for each in batch.rejected] == [(packet, "a") for packet in packets]
+    assert ingest.refusals == {"message_corrupt": 3}

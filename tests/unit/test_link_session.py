@@ -400,3 +400,27 @@ async def test_a_server_that_answers_no_connect_is_unreachable() -> None:
     with pytest.raises(Exception, match="no answer in time"):
         await connect(ConnectOptions("127.0.0.1", port, "v", connect_timeout_s=0.05))
     server.close()
+
+
+# -- checksum -----------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_published_says_its_checksum_and_what_comes_changed_is_not_intact() -> None:
+    session, wire = opened()
+    wire.writes.clear()
+    session.publish_soon("t", b"rows", user_properties=[("traceparent", "00")])
+    await asyncio.sleep(0)
+    ((sent,),) = wire.writes
+    assert sent.user_properties == [("traceparent", "00"), ("crc32", "0a8bf4a1")]
+    for payload, properties in (
+        (b"rows", [("traceparent", "00"), ("crc32", "0a8bf4a1")]),
+        (b"rowz", [("crc32", "0a8bf4a1")]),
+        (b"row", [("crc32", "0a8bf4a1")]),
+        (b"rows", [("crc32", "0A8BF4A1")]),
+        (b"rows", [("crc32", "0a8bf4a1"), ("crc32", "00000000")]),
+        (b"rows", []),
+    ):
+        session.data_received(publish(1, payload=payload, user_properties=properties))
+    received = await session.receive()
+    assert [each.intact for each in received] == [True, False, False, False, False, True]
+    assert [each.user_properties for each in received] == [[("traceparent", "00")], [], [], [], [], []]
