@@ -4,6 +4,10 @@
 #   make demo ARGS="--plain --seed 7"     make test ARGS="tests/unit -k wire"     make bench     make lint     make lock
 
 PYTHON ?= python3
+# What `make chaos` runs: SEEDS plans from seed START on, AT_ONCE at a time (docs/chaos.md).
+SEEDS ?= 50
+START ?= 1000
+AT_ONCE ?= 2
 ARGS ?=
 # Tests wait more than they compute: more of them at once than the two cores that CI has. ARGS="-n 0": one after the other.
 WORKERS ?= 4
@@ -14,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Modules that decide and never do: what the coverage figure of `make test` is about.
 PURE := fleet_wire coordinator.rules coordinator.core vehicle_agent.policy vehicle_agent.session
 
-.PHONY: demo test bench lint format docs lock clean
+.PHONY: demo test chaos bench lint format docs lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -22,6 +26,9 @@ demo: $(VENV)/demo.stamp
 
 test: lint
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(addprefix --cov=,$(PURE)) --cov-report=term $(ARGS)
+
+chaos: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.system.chaos.run --seeds $(SEEDS) --start $(START) --at-once $(AT_ONCE) $(ARGS)
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -1,0 +1,142 @@
+"""What happens to a deployment, and when, from a seed. Pure: the same seed is the same plan, on every machine."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+from typing import Final
+
+__all__ = ["LINK_KINDS", "MESSAGE_KINDS", "Fault", "Kind", "Load", "Plan", "plan_of"]
+
+
+class Kind(StrEnum):
+    """What is done to a target."""
+
+    KILL = "kill"  # SIGKILL, and a new start after a while
+    PAUSE = "pause"  # SIGSTOP, and SIGCONT
+    CUT = "cut"  # connections are reset and refused
+    DELAY = "delay"  # every piece comes later
+    LOSS = "loss"  # nothing passes for a while, then connections are reset, as by a network that loses packets
+    HALF_OPEN = "half-open"  # connections are accepted, and what is sent goes nowhere
+    DUPLICATE = "duplicate"  # a PUBLISH comes twice
+    REORDER = "reorder"  # a PUBLISH comes behind the next one of another topic
+    HOLD = "hold"  # a PUBLISH comes much later
+    TRUNCATE = "truncate"  # the end of a payload is missing, in a packet that is well formed
+    CORRUPT = "corrupt"  # bytes of a payload are others
+    BREAK = "break"  # a packet says a length that is not its own
+    CLOCK = "clock"  # the wall clock of a process is set
+    DISK = "disk"  # no file can grow
+    LEAVE = "leave"  # the cable is pulled, and later put in again
+    REVOKE = "revoke"  # the owner withdraws the consent
+
+
+LINK_KINDS: Final = (Kind.CUT, Kind.DELAY, Kind.LOSS, Kind.HALF_OPEN)
+MESSAGE_KINDS: Final = (Kind.DUPLICATE, Kind.REORDER, Kind.HOLD, Kind.TRUNCATE, Kind.CORRUPT, Kind.BREAK)
+_WINDOW_S: Final = 6.0
+_FAULTS: Final = (4, 7)
+_ROWS: Final = {"slow": (300, 800), "digits": (3_000, 20_000), "wide": (20, 80)}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that is done at `at_s` for `for_s`. `amount` is what the kind makes of it: how many messages, or ms."""
+
+    at_s: float
+    kind: Kind
+    target: str
+    for_s: float = 0.0
+    amount: int = 0
+    direction: str = ""
+
+    def __str__(self) -> str:
+        how = "".join(
+            [f" {self.amount}" if self.amount else "", f" {self.direction}" if self.direction else ""]
+            + ([f" for {self.for_s:g} s"] if self.for_s else [])
+        )
+        return f"{self.at_s:g} s: {self.kind} {self.target}{how}"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A job that is submitted at `at_s` after the first one is under way; the first one at 0."""
+
+    at_s: float
+    model: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that a run is made of."""
+
+    seed: int
+    cars: int
+    store: str
+    broker_keeps: bool
+    loads: tuple[Load, ...]
+    faults: tuple[Fault, ...]
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """What kinds of faults it has."""
+        return frozenset(fault.kind for fault in self.faults)
+
+    @property
+    def stepped_ms(self) -> int:
+        """How far the coordinator's clock is set in all."""
+        return sum(
+            abs(fault.amount) for fault in self.faults if (fault.kind, fault.target) == (Kind.CLOCK, "coordinator")
+        )
+
+
+def plan_of(seed: int) -> Plan:
+    """The plan of a seed. One car is never killed, unplugged or asked to stop, so that jobs can end."""
+    rng = Random(seed)
+    cars = rng.randint(2, 3)
+    kinds = rng.sample(list(Kind), rng.randint(*_FAULTS))
+    faults = tuple(sorted((_fault(kind, cars, rng) for kind in kinds), key=lambda fault: fault.at_s))
+    loads = (
+        Load(0.0, "slow", rng.randrange(2_000, 3_000)),
+        _load(round(rng.uniform(1.0, 2.5), 1), rng.choice(["digits", "wide"]), rng),
+        _load(round(rng.uniform(3.0, 4.5), 1), rng.choice(["slow", "digits", "wide"]), rng),
+    )
+    store = "influx" if any(fault.target == "store" for fault in faults) else "duckdb"
+    return Plan(seed, cars, store, rng.random() < 0.7, loads, faults)
+
+
+def _load(at_s: float, model: str, rng: Random) -> Load:
+    return Load(at_s, model, rng.randrange(*_ROWS[model]))
+
+
+def _fault(kind: Kind, cars: int, rng: Random) -> Fault:  # noqa: C901 - one case a kind
+    at_s = round(rng.uniform(0.5, _WINDOW_S), 1)
+    car = f"car-{rng.randint(2, cars)}"
+    link = rng.choice([f"{car}/broker", f"{car}/broker", f"{car}/http", "coordinator/broker"])
+    mqtt = rng.choice([f"{car}/broker", f"{car}/broker", "coordinator/broker"])
+    for_s = round(rng.uniform(0.3, 2.5), 1)
+    direction = rng.choice(["up", "down"])
+    match kind:
+        case Kind.KILL | Kind.PAUSE:
+            target = rng.choice([car, f"{car}/worker", "coordinator", "coordinator", "broker", "store"])
+            return Fault(at_s, kind, target, for_s)
+        case Kind.CUT | Kind.LOSS | Kind.HALF_OPEN:
+            return Fault(at_s, kind, link, for_s)
+        case Kind.DELAY:
+            return Fault(at_s, kind, link, for_s, amount=rng.choice([20, 100, 300]))
+        case Kind.HOLD:
+            return Fault(at_s, kind, mqtt, for_s, amount=rng.randint(1, 5), direction=direction)
+        case Kind.DUPLICATE | Kind.REORDER | Kind.TRUNCATE | Kind.CORRUPT:
+            return Fault(at_s, kind, mqtt, amount=rng.randint(1, 10), direction=direction)
+        case Kind.BREAK:
+            return Fault(at_s, kind, mqtt, amount=1, direction=direction)
+        case Kind.CLOCK if rng.random() < 0.5:
+            # Forward only so far that it has caught up soon after it is set right: what else helps is a restart.
+            return Fault(at_s, kind, "coordinator", for_s, amount=rng.choice([-3_600_000, -60_000, -2_000, 2_000]))
+        case Kind.CLOCK:
+            step_ms = rng.choice([-1, 1]) * rng.choice([2_000, 60_000, 3_600_000])
+            return Fault(at_s, kind, car, for_s, amount=step_ms)
+        case Kind.DISK:
+            return Fault(at_s, kind, rng.choice([car, "coordinator"]), for_s)
+        case Kind.LEAVE:
+            return Fault(at_s, kind, car, for_s)
+        case Kind.REVOKE:
+            return Fault(at_s, kind, car)

@@ -1,0 +1,23 @@
+"""A few plans of the fault harness, chosen so that every kind of fault is among them: see docs/chaos.md."""
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.influx import require_influxd
+from tests.system.chaos.plan import plan_of
+from tests.system.chaos.run import run_plan
+
+SEEDS: Final = (3, 89, 257)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("mosquitto_program")
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_nothing_is_lost_whatever_happens(seed: int, tmp_path: Path) -> None:
+    plan = plan_of(seed)
+    if plan.store == "influx":
+        require_influxd("1.6.7")
+    outcome = await run_plan(plan, tmp_path)
+    assert outcome.objections == [], [str(fault) for fault in plan.faults]
