@@ -25,7 +25,7 @@ def explain_job(core: Core, progress: JobProgress, now_ms: int) -> JobExplanatio
         job=job_view(core, progress, now_ms),
         rows_waiting=progress.rows_free,
         cars=cars,
-        advice=_advice(progress, cars),
+        advice=[*_advice(progress, cars), *_verification(core, progress, cars)],
         jobs_waiting=len(others),
         share=core.scheduler.weight(progress) / weights if progress.free else None,
         rows_copied=progress.rows_copied,
@@ -56,7 +56,7 @@ def _advice(progress: JobProgress, cars: dict[str, int]) -> list[str]:
         Reason.JOB_PRICE_CEILING: f"a kWh would have to cost {ceiling:.6g} at most",
         Reason.JOB_SHARE_REACHED: f"each has had its {share_cap(rows, terms.vehicle_share)} rows: "
         "other cars are needed, or a greater vehicle share",
-        Reason.QUARANTINED: "they failed too often, and get work again when their quarantine is over",
+        Reason.QUARANTINED: "they failed too often or answered wrongly: they get work again after their quarantine",
     }
     said = []
     for name, count in sorted(cars.items(), key=lambda item: (-item[1], item[0])):
@@ -73,6 +73,25 @@ def _advice(progress: JobProgress, cars: dict[str, int]) -> list[str]:
             f"{suspects} failed on some cars: each is tried by itself on others, and given up when it has failed on "
             f"{terms.max_attempts}"
         )
+    return said
+
+
+def _verification(core: Core, progress: JobProgress, cars: dict[str, int]) -> list[str]:
+    """What rows of a verified job wait for that have been computed."""
+    checks = core.verifying.jobs.get(progress.job.id)
+    if checks is None:
+        return []
+    said = []
+    terms, held = progress.job.terms.verification, checks.rows_held
+    if held:
+        said.append(f"{held} row{'s' if held > 1 else ''} held for checks, of which {checks.checks_open} are open")
+    may = sum(cars.get(name, 0) for name in ("ready", "busy", "resting"))
+    if terms.rule == "quorum" and may < terms.quorum:
+        said.append(f"each row needs {terms.quorum} different cars, and {_counted(may)} may work for it")
+    if checks.asked or checks.to_ask:
+        said.append(f"the coordinator itself is to compute {len(checks.asked) + len(checks.to_ask)} of its rows")
+    if progress.paused:
+        said.append(f"{_counted(len(progress.paused))} wait for checks of their own rows before they get more")
     return said
 
 

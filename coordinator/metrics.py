@@ -27,6 +27,7 @@ __all__ = [
     "VEHICLE_STATE_HOURS",
     "VEHICLE_STATE_LATE",
     "VEHICLE_WORK",
+    "VERIFICATION",
     "Field",
     "FieldKind",
     "Measurement",
@@ -215,6 +216,19 @@ JOB_WASTE = Measurement(
         _counter("energy_mwh", "milliwatt-hour", "Energy of rows not accepted"),
     ),
 )
+VERIFICATION = Measurement(
+    "verification",
+    "How answers of jobs fare whose rows are verified before they count",
+    (),
+    (
+        _gauge("rows_held", "row", "Rows that were computed and do not count yet"),
+        _gauge("checks_open", "row", "Rows that wait for another car's answer, or the coordinator's own"),
+        _counter("checks_passed", "row", "Rows of cars that were checked and found right"),
+        _counter("rows_refereed", "row", "Rows that the coordinator computed itself"),
+        _counter("rows_retracted", "row", "Rows that counted and do not any more, because their car was convicted"),
+        _counter("convictions", "", "Convictions of cars that answered wrongly"),
+    ),
+)
 ECONOMICS = Measurement(
     "economics",
     "What accepted rows took and cost",
@@ -273,6 +287,7 @@ CATALOGUE: tuple[Measurement, ...] = (
     FLEET_REGION,
     JOB_STATE,
     JOB_WASTE,
+    VERIFICATION,
     ECONOMICS,
     SERVICE,
     SERVICE_REFUSAL,

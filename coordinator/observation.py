@@ -88,6 +88,7 @@ class Observer:
                 )
                 for cause, waste in sorted(core.totals.waste.items())
             ),
+            _point(metrics.VERIFICATION, now_ms, _verification(core)),
             _point(metrics.ECONOMICS, now_ms, _economics(core)),
             _point(metrics.SERVICE, now_ms, _service(service, now_ms)),
             *(
@@ -295,6 +296,18 @@ def _lateness_s(core: Core, progress: JobProgress, cars: int, now_ms: int) -> fl
         return 0.0
     left_s = limit_s - (now_ms - progress.job.created_ms) / 1000
     return max(0.0, (progress.job.rows - progress.rows_done) * row_ms / cars / 1000 - left_s)
+
+
+def _verification(core: Core) -> dict[str, Value]:
+    jobs = core.verifying.jobs.values()
+    return {
+        "rows_held": sum(checks.rows_held for checks in jobs),
+        "checks_open": sum(checks.checks_open for checks in jobs),
+        "checks_passed": core.counters["check_passed"],
+        "rows_refereed": core.counters["row_refereed"],
+        "rows_retracted": core.counters["rows_retracted"],
+        "convictions": core.counters["vehicle_convicted"],
+    }
 
 
 def _economics(core: Core) -> dict[str, Value]:

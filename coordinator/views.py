@@ -19,6 +19,7 @@ __all__ = ["job_view", "reasons_for", "vehicle_view", "vehicle_views"]
 def job_view(core: Core, progress: JobProgress, now_ms: int) -> JobView:
     """A running job."""
     job, limit_s = progress.job, progress.job.terms.deadline_s
+    checks = core.verifying.jobs.get(job.id)
     return JobView(
         id=job.id,
         name=job.name,
@@ -40,6 +41,10 @@ def job_view(core: Core, progress: JobProgress, now_ms: int) -> JobView:
         estimate_s=_estimate_s(core, progress, now_ms),
         rows_failed=len(progress.failed),
         deadline_in_s=None if limit_s is None else limit_s - (now_ms - job.created_ms) / 1000,
+        verification=job.terms.verification.label,
+        rows_held=0 if checks is None else checks.rows_held,
+        rows_checked=0 if checks is None else checks.rows_checked,
+        rows_retracted=0 if checks is None else checks.rows_retracted,
     )
 
 
@@ -94,6 +99,8 @@ def _vehicle(core: Core, row: int, reason: Reason) -> VehicleView:
         last_seen_ms=received_ms or None,
         region=fleet.regions[fleet.column["region"][row]],
         energy_micro_per_kwh=None if np.isnan(price) else int(price),
+        trust=int(fleet.column["checks_passed"][row]),
+        convictions=int(fleet.column["convictions"][row]),
     )
 
 

@@ -108,6 +108,11 @@ class Verification(Struct, forbid_unknown_fields=True, frozen=True):
     wrong_share: Annotated[float, Meta(ge=1e-6, le=0.1)] = 1e-4
     tolerances: Annotated[dict[str, Tolerance], Meta(max_length=64)] = {}
 
+    @property
+    def label(self) -> str:
+        """The rule in a word or two; empty where nothing is verified."""
+        return {"none": "", "quorum": f"quorum {self.quorum}"}.get(self.rule, self.rule)
+
 
 class JobTerms(Struct, frozen=True):
     """What a job asks for. `chunk_rows` None lets the coordinator size chunks; higher `priority` goes first.
@@ -143,6 +148,9 @@ class JobView(Struct, frozen=True):
     had to be leased again because the car that had them left, refused or fell silent; `rows_failed` counts rows that
     were given up because they failed on several cars. Energy is in milliwatt-hours above what the cars would have used
     anyway; pay in integer micro-currency. `deadline_in_s` is the time to the deadline of one that runs.
+
+    `verification` is empty where every car is believed. Else `rows_held` were computed and do not count yet,
+    `rows_checked` had a check that is decided, and `rows_retracted` did not count any more after they had.
     """
 
     id: str
@@ -165,6 +173,10 @@ class JobView(Struct, frozen=True):
     estimate_s: float | None = None
     rows_failed: int = 0
     deadline_in_s: float | None = None
+    verification: str = ""
+    rows_held: int = 0
+    rows_checked: int = 0
+    rows_retracted: int = 0
 
 
 class FailedRowView(Struct, frozen=True):
@@ -212,7 +224,8 @@ class ReasonView(Struct, frozen=True):
 class VehicleView(Struct, frozen=True):
     """A vehicle as operators see it. `reason` is None when it is eligible, else the first reason why not.
 
-    `reasons` are all of them in order, that one first; only where one vehicle is asked for.
+    `reasons` are all of them in order, that one first; only where one vehicle is asked for. `trust` is how many of its
+    rows were found right since the last of its `convictions` of a wrong one.
     """
 
     id: str
@@ -231,6 +244,8 @@ class VehicleView(Struct, frozen=True):
     region: str = ""
     reasons: list[ReasonView] = []
     energy_micro_per_kwh: int | None = None
+    trust: int = 0
+    convictions: int = 0
 
 
 class _StrictHours(Hours, forbid_unknown_fields=True, frozen=True):

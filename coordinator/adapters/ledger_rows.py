@@ -306,6 +306,9 @@ def job_view(row: Mapping[str, Any]) -> JobView:
         pay_micro=row["pay_micro"],
         vehicles=row["vehicles"],
         rows_failed=row["rows_failed"],
+        verification=_decode_terms(row["terms"]).verification.label,
+        rows_checked=row["rows_checked"],
+        rows_retracted=row["rows_retracted"],
     )
 
 

@@ -282,6 +282,7 @@ def test_answers_and_checks_of_a_verified_job_come_back(ledger: Ledger) -> None:
     ended = ledger.job_view(JOB.id)
     assert ended is not None
     assert (ended.rows_done, ended.pay_micro, ended.vehicles) == (1, 22, 2)
+    assert (ended.verification, ended.rows_checked, ended.rows_retracted) == ("adaptive", 2, 8)
 
 
 def test_an_answer_is_kept_once(ledger: Ledger) -> None:

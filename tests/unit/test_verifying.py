@@ -18,10 +18,12 @@ from coordinator.events import (
     TaskRefused,
     Tick,
 )
+from coordinator.explain import explain_job
 from coordinator.model import Check, JobState, LeaseRecord
 from coordinator.rules.eligibility import Reason
 from coordinator.rules.sizing import SizingLimits
 from coordinator.rules.verification import VerificationLimits
+from coordinator.views import vehicle_views
 from fleet_wire.api import TensorSpec, Tolerance, Verification
 from fleet_wire.messages import Cancel, Failure, Refusal, RefusalReason, Rows, Span
 from fleet_wire.tensors import encode_tensors
@@ -376,6 +378,27 @@ def test_checks_of_a_job_that_was_cancelled_go_with_it() -> None:
     scene.core.handle(JobCancelled("j1"), 0)
     assert not scene.core.verifying.jobs
     assert scene.know(row) == []
+
+
+def test_what_rows_wait_for_is_said() -> None:
+    scene = Scene(RULES[2], "one")
+    scene.work("one")
+    said = explain_job(scene.core, scene.core.jobs["j1"], 0)
+    assert said.advice == [
+        "10 rows held for checks, of which 0 are open",
+        "each row needs 2 different cars, and 1 car may work for it",
+    ]
+    assert (said.job.verification, said.job.rows_held, said.job.rows_done) == ("quorum 2", 10, 0)
+    scene = Scene(RULES[0], "new")
+    scene.work("new")
+    said = explain_job(scene.core, scene.core.jobs["j1"], 0)
+    assert said.advice == [
+        "10 rows held for checks, of which 1 are open",
+        "the coordinator itself is to compute 1 of its rows",
+    ]
+    scene.know(scene.asked())
+    (car,) = vehicle_views(scene.core, 0)
+    assert (car.trust, car.convictions) == (1, 0)
 
 
 def test_a_job_that_is_not_verified_is_none_of_this() -> None:

@@ -234,7 +234,7 @@ WHERE results.job = ? AND seq > ? ORDER BY seq LIMIT ?;
 
 -- name: job_view
 -- One job as clients see it.
-SELECT id, name, model, state, row_count, created_ms, ended_ms, error, rows_released_again,
+SELECT id, name, model, state, row_count, terms, created_ms, ended_ms, error, rows_released_again,
     (SELECT coalesce(sum(stop - start), 0) FROM leases WHERE job = id AND ended IS NULL) AS rows_leased,
     CASE verified
         WHEN 0 THEN (SELECT coalesce(sum(rows_done), 0) FROM receipt_sums WHERE job = id)
@@ -244,7 +244,9 @@ SELECT id, name, model, state, row_count, created_ms, ended_ms, error, rows_rele
     (SELECT coalesce(sum(energy_mwh), 0) FROM receipt_sums WHERE job = id) AS energy_mwh,
     (SELECT coalesce(sum(energy_pay_micro + fee_pay_micro), 0) FROM receipt_sums WHERE job = id) AS pay_micro,
     (SELECT count(DISTINCT vehicle) FROM receipt_sums WHERE job = id) AS vehicles,
-    (SELECT count(*) FROM failed_rows WHERE job = id) AS rows_failed
+    (SELECT count(*) FROM failed_rows WHERE job = id) AS rows_failed,
+    (SELECT count(*) FROM checks WHERE job = id AND checks.state = 0) AS rows_checked,
+    (SELECT coalesce(-sum(results.row_count), 0) FROM results WHERE job = id AND retracted = 1) AS rows_retracted
 FROM jobs WHERE id = ?;
 
 -- name: ended_jobs
