@@ -34,11 +34,11 @@ async def run_stack(directory: Path, cars: int = 0) -> AsyncIterator[tuple[Local
 
 
 @contextlib.asynccontextmanager
-async def run_parked_car(local: LocalFleet, vehicle: str) -> AsyncIterator[Child]:
+async def run_parked_car(local: LocalFleet, vehicle: str, broker_port: int | None = None) -> AsyncIterator[Child]:
     """The agent of a car that is plugged in, and whose time stands still, in a process of its own."""
     now_ms = time.time_ns() // 1_000_000
     car = HostedCar(vehicle, parked(now_ms), Replay(trace_ms=now_ms, start_ms=now_ms, speed_up=0.0))
-    async with run_agents(local, vehicle, [car]) as child:
+    async with run_agents(local, vehicle, [car], broker_port) as child:
         yield child
 
 

@@ -169,7 +169,10 @@ class Assignment:
         return idle
 
     def fill(self, row: int, turn: Turn, spend_ms: float) -> float:
-        """Give a car chunks of one job until it has enough to do, or `spend_ms` more; returns how much more."""
+        """Give a car chunks of one job until it has enough to do, or `spend_ms` more; returns how much more.
+
+        Of rows that were lost it gets a chunk in any case.
+        """
         progress, tools = turn.progress, self._tools
         job, sizing, column = progress.job, tools.sizing, tools.fleet.column
         vehicle = tools.fleet.ids[row]
@@ -184,7 +187,8 @@ class Assignment:
             may_see = share_cap(job.rows, job.terms.vehicle_share) - progress.seen.get(vehicle, 0)
         free, cars = max(1, progress.rows_free), turn.queue.cars
         most_ms = backlog_ms(row_ms=row_ms, rows_free=free, cars=cars, limits=sizing)
-        spend_ms = min(spend_ms, most_ms - self._held_ms(row, progress, begun_ms))
+        if not progress.rows_lost:
+            spend_ms = min(spend_ms, most_ms - self._held_ms(row, progress, begun_ms))
         taken: list[Range] = []
         expected_ms = row_ms
         while progress.free and room > 0 and held_ms - begun_ms < spend_ms:

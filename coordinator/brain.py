@@ -22,6 +22,7 @@ __all__ = ["Brain", "wall_clock_ms"]
 
 _INBOX_EVENTS = 8192
 _TICK_S = 0.1
+_SLEPT_MS = 500
 T = TypeVar("T")
 
 wall_clock_ms = SteadyClock(time.time_ns, time.monotonic_ns).now_ms
@@ -38,11 +39,11 @@ class Brain:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._readers = ThreadPoolExecutor(ledger.readers, "ledger-reader") if ledger.readers else self._thread
         self._events: list[Event] = []
+        self._time: Tick | None = None
         self._when_durable: list[Callable[[], None]] = []
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
-        self._tick_waits = False
         self._changes: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
 
     async def open(self) -> None:
@@ -108,10 +109,12 @@ class Brain:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            events, self._events, self._tick_waits = self._events, [], False
+            events, self._events = self._events, []
             acknowledge, self._when_durable = self._when_durable, []
             self._room.set()
-            commands = self._decide(events, assigns=has_room())
+            # A tick stands for the end of what was heard: by then it must not take those for silent who spoke.
+            tick, self._time = self._time, None
+            commands = self._decide(events if tick is None else [*events, tick], assigns=has_room())
             writes = [command for command in commands if isinstance(command, LedgerWrite)]
             if writes:
                 begun = time.monotonic()
@@ -127,14 +130,21 @@ class Brain:
                 call()
             self._tell_watchers(writes)
 
-    async def tick(self) -> None:
-        """Let time pass for the core, one tick at a time. Raises LedgerLost."""
+    async def tick(self, listens: Callable[[], bool]) -> None:
+        """Let time pass for the core, as long as `listens` says that what cars say gets here.
+
+        When much more of it has passed than should, this process slept, or the machine did, and heard nothing.
+        Raises LedgerLost.
+        """
+        last_ms = wall_clock_ms()
         while True:
             await asyncio.sleep(_TICK_S)
             self._ledger.expect_held()
-            if not self._tick_waits:
-                self._tick_waits = True
-                self.put([Tick(utc_offsets_ms(self.core.fleet.timezones, wall_clock_ms()))])
+            now_ms = wall_clock_ms()
+            listened = listens() and now_ms - last_ms < _SLEPT_MS and (self._time is None or self._time.listened)
+            last_ms = now_ms
+            self._time = Tick(utc_offsets_ms(self.core.fleet.timezones, now_ms), listened)
+            self._wake.set()
 
     def _decide(self, events: Sequence[Event], *, assigns: bool) -> list[Command]:
         now_ms = wall_clock_ms()

@@ -38,12 +38,14 @@ from coordinator.events import (
     TelemetryBatch,
     Tick,
     VehicleCaps,
+    VehiclesHeard,
     VehiclesRemembered,
     VehicleState,
 )
 from coordinator.faults import Faults
 from coordinator.fleet_view import FleetView
 from coordinator.foresight import Foresight, ForesightTerms
+from coordinator.hearing import Hearing
 from coordinator.leases import Leases
 from coordinator.model import AcceptedRows, Job, JobState, LeaseEnd, LeaseRecord, Model, Piece, ReceiptPart
 from coordinator.ports import LedgerSnapshot
@@ -55,6 +57,7 @@ from coordinator.rules.fit import output_fault
 from coordinator.rules.pay import PayTerms, PowerLimits
 from coordinator.rules.quarantine import QuarantineLimits
 from coordinator.rules.scheduling import SchedulingLimits
+from coordinator.rules.silence import SilenceLimits
 from coordinator.rules.sizing import SizingLimits, restored_deadline_ms
 from coordinator.rules.tariff import Tariffs, flat_tariffs
 from coordinator.rules.verification import VerificationLimits
@@ -78,6 +81,7 @@ class CorePolicy:
     sizing: SizingLimits = field(default_factory=SizingLimits)
     scheduling: SchedulingLimits = field(default_factory=SchedulingLimits)
     quarantine: QuarantineLimits = field(default_factory=QuarantineLimits)
+    silence: SilenceLimits = field(default_factory=SilenceLimits)
     pay: PayTerms = field(default_factory=PayTerms)
     power: PowerLimits = field(default_factory=PowerLimits)
     tariffs: Tariffs = field(default_factory=lambda: flat_tariffs(250_000))
@@ -114,6 +118,7 @@ class Core:
     _warm: WarmModels = field(init=False)
     _conduct: Conduct = field(init=False)
     _consents: Consents = field(init=False)
+    _hearing: Hearing = field(init=False)
     scheduler: Scheduler = field(init=False)
     verifying: Verifying = field(init=False)
     _faults: Faults = field(init=False)
@@ -127,6 +132,7 @@ class Core:
         self.foresight = Foresight(policy.foresight, self.fleet)
         self._settlement = Settlement(policy.power, self.fleet, self.totals, self.refusals)
         self._conduct = Conduct(policy.quarantine, policy.verification, self.fleet)
+        self._hearing = Hearing(policy.silence, self.fleet)
         self._leases = Leases(self.fleet, self.jobs, self._conduct, self.totals)
         self._warm = WarmModels(self.fleet)
         tools = Tools(policy.sizing, self.fleet, self.models, self._leases, self.speeds, self._warm, self.prices)
@@ -202,8 +208,14 @@ class Core:
                 return self._rows_received(event, now_ms)
             case TelemetryBatch():
                 return self._telemetry(event, now_ms)
-            case Tick(utc_offsets_ms):
+            case VehiclesHeard(vehicles, beats):
+                if self._hearing.heard(vehicles, beats, now_ms):
+                    self._reasons_ms = -1
+                return []
+            case Tick(utc_offsets_ms, listened):
                 self.fleet.utc_offsets_ms.update(utc_offsets_ms)
+                if not listened:
+                    self._hearing.could_not_listen(now_ms)
                 return self._tick(now_ms)
             case VehicleState():
                 return self._vehicle_state(event, now_ms)
@@ -415,17 +427,9 @@ class Core:
 
     def _tick(self, now_ms: int) -> list[Command]:
         commands: list[Command] = []
-        overdue = self._leases.run_out(now_ms)
-        # No car is blamed for a lease from before a restart: nobody knows whether its task was ever sent.
-        blamed = {record.vehicle for record in overdue if (record.job, record.chunk) not in self._restored}
-        for vehicle in dict.fromkeys(record.vehicle for record in overdue):
-            self.scheduler.rest(vehicle, now_ms)
-            if vehicle in blamed:
-                commands += self._conduct.strike(vehicle, now_ms)
-        for record in overdue:
-            self.counters["lease_expired"] += 1
-            commands += self._leases.release(record.job, [record.chunk], LeaseEnd.EXPIRED, now_ms)
-            commands.append(SendControl(record.vehicle, Cancel(record.job, [record.chunk])))
+        if self._hearing.may_judge(now_ms):
+            commands += self._leave_silent(now_ms)
+            commands += self._leave_overdue(now_ms)
         for progress in list(self.jobs.values()):
             limit_s = progress.job.terms.deadline_s
             if limit_s is not None and now_ms >= progress.job.created_ms + limit_s * 1000:
@@ -439,6 +443,33 @@ class Core:
         commands += self._consents.repeat(now_ms)
         silent = self.fleet.live("online") & (self.fleet.live("snapshot_epoch") != self.fleet.live("epoch"))
         return commands + self._ask_rebirth(np.flatnonzero(silent).tolist(), now_ms)
+
+    def _leave_silent(self, now_ms: int) -> list[Command]:
+        """End the leases of cars that can't be heard any more, as if they had gone; nobody is blamed."""
+        commands: list[Command] = []
+        for row in self._hearing.newly_silent(now_ms):
+            self._reasons_ms = -1
+            self.counters["vehicle_silent"] += 1
+            for job, chunks in list(self.fleet.held[row].items()):
+                left = sorted(chunks)
+                commands += self._leases.release(job, left, LeaseEnd.LOST, now_ms)
+                commands.append(SendControl(self.fleet.ids[row], Cancel(job, left)))
+        return commands
+
+    def _leave_overdue(self, now_ms: int) -> list[Command]:
+        commands: list[Command] = []
+        overdue = self._leases.run_out(now_ms)
+        # No car is blamed for a lease from before a restart: nobody knows whether its task was ever sent.
+        blamed = {record.vehicle for record in overdue if (record.job, record.chunk) not in self._restored}
+        for vehicle in dict.fromkeys(record.vehicle for record in overdue):
+            self.scheduler.rest(vehicle, now_ms)
+            if vehicle in blamed:
+                commands += self._conduct.strike(vehicle, now_ms)
+        for record in overdue:
+            self.counters["lease_expired"] += 1
+            commands += self._leases.release(record.job, [record.chunk], LeaseEnd.EXPIRED, now_ms)
+            commands.append(SendControl(record.vehicle, Cancel(record.job, [record.chunk])))
+        return commands
 
     # Assignment -----------------------------------------------------------------------------------------------------
 

@@ -176,7 +176,7 @@ async def _serve(
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(brain.run(dispatch.put, referee.put, lambda: dispatch.has_room), name="brain")
-            tasks.create_task(brain.tick(), name="ticker")
+            tasks.create_task(brain.tick(link.listens), name="ticker")
             tasks.create_task(telemetry.run(), name="telemetry")
             tasks.create_task(dispatch.run(), name="dispatch")
             tasks.create_task(referee.run(), name="referee")

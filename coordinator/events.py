@@ -1,6 +1,6 @@
 """What happens to the coordinator, as data. Telemetry enters in columns, one event a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from coordinator.model import Job, Model
 from fleet_wire.api import TensorSpec
-from fleet_wire.messages import Caps, Failure, Refusal, Rows, State
+from fleet_wire.messages import Beat, Caps, Failure, Refusal, Rows, State
 from fleet_wire.policy import OwnerPolicy
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Tick",
     "VehicleCaps",
     "VehicleState",
+    "VehiclesHeard",
     "VehiclesRemembered",
 ]
 
@@ -104,6 +105,14 @@ class VehiclesRemembered:
     """What the telemetry store knows from before this process, one document a vehicle: they may be there still."""
 
     latest: TelemetryBatch
+
+
+@dataclass(frozen=True, slots=True)
+class VehiclesHeard:
+    """Who spoke, whatever they said, and the signs of life among it, which say when the next one comes."""
+
+    vehicles: Collection[str]
+    beats: Sequence[tuple[str, Beat]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,15 +217,18 @@ class JobCancelled:
 class Tick:
     """Time went by: look for leases that ran out and for work to give.
 
-    `utc_offsets_ms` says how far the fleet's timezones are ahead of UTC at this moment.
+    `utc_offsets_ms` says how far the fleet's timezones are ahead of UTC at this moment. `listened` is false when cars
+    may have spoken since the last one without being heard: this process slept, or has no connection.
     """
 
     utc_offsets_ms: Mapping[str, int] = field(default_factory=dict)
+    listened: bool = True
 
 
 Event = (
     TelemetryBatch
     | VehiclesRemembered
+    | VehiclesHeard
     | VehicleState
     | VehicleCaps
     | PolicySet

@@ -33,6 +33,11 @@ _COLUMNS: dict[str, tuple[str, float]] = {
     "consent_version": ("i8", 0),
     "leases": ("i4", 0),
     "backlog_ms": ("f8", 0.0),
+    # Signs of life: `beat_ms` is how often the car promised them while it holds leases, 0 that it did not.
+    "beat_ms": ("i4", 0),
+    "heard_ms": ("i8", 0),
+    "busy_since_ms": ("i8", 0),
+    "silent": ("?", False),
     "rows_done": ("i8", 0),
     "energy_mwh": ("i8", 0),
     "pay_micro": ("i8", 0),
@@ -160,7 +165,8 @@ class FleetView:
         known = int(self.column["epoch"][row])
         changed = bool(self.column["online"][row]) != state.online or known != state.epoch
         if known != state.epoch:
-            self.column["draining"][row] = False
+            self.column["draining"][row] = self.column["silent"][row] = False
+            self.column["beat_ms"][row] = 0
         self.column["online"][row] = state.online
         self.column["epoch"][row] = state.epoch
         if self.column["seq_epoch"][row] > state.epoch:

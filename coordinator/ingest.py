@@ -22,9 +22,9 @@ from coordinator.events import (
     VehicleState,
 )
 from fleet_wire.api import TensorSpec
-from fleet_wire.codec import CAPS, RESULT, STATE, TELEMETRY
+from fleet_wire.codec import BEAT, CAPS, RESULT, STATE, TELEMETRY
 from fleet_wire.errors import WireError, WireFault
-from fleet_wire.messages import Failure, Refusal, Rows, Telemetry
+from fleet_wire.messages import Beat, Failure, Refusal, Rows, Telemetry
 from fleet_wire.signals import SIGNAL_PATHS
 from fleet_wire.tensors import Tensor
 from fleet_wire.topics import JobTopic, VehicleChannel, VehicleTopic, parse_topic
@@ -65,13 +65,18 @@ class Rejection(Generic[P]):
 
 @dataclass(slots=True)
 class Ingested(Generic[P]):
-    """A batch of messages, sorted. Each message stands in exactly one list, so that each is acknowledged once."""
+    """A batch of messages, sorted. Each message stands in exactly one list, so that each is acknowledged once.
+
+    `heard` are the vehicles that spoke just now, and not at some time that the broker remembers.
+    """
 
     telemetry: TelemetryBatch | None = None
     telemetry_packets: list[P] = field(default_factory=list)
     events: list[tuple[Event, P]] = field(default_factory=list)
     by_reference: list[tuple[str, Rows, P]] = field(default_factory=list)
+    beats: list[tuple[str, Beat, P]] = field(default_factory=list)
     rejected: list[Rejection[P]] = field(default_factory=list)
+    heard: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -93,6 +98,8 @@ class Ingest:
             try:
                 topic = self._topic(packet.topic)
                 self._check_arrived(packet)
+                if not packet.retain:
+                    sorted_.heard.add(topic.vehicle)
                 if isinstance(topic, VehicleTopic) and topic.channel is VehicleChannel.TELE:
                     documents.append(TELEMETRY.decode(packet.payload, packet.content_type))
                     vehicles.append(topic.vehicle)
@@ -133,6 +140,8 @@ class Ingest:
                 sorted_.events.append((VehicleState(vehicle, state, packet.retain), packet))
             case VehicleTopic(_, vehicle, VehicleChannel.CAPS):
                 sorted_.events.append((VehicleCaps(vehicle, CAPS.decode(packet.payload, packet.content_type)), packet))
+            case VehicleTopic(_, vehicle, VehicleChannel.BEAT):
+                sorted_.beats.append((vehicle, BEAT.decode(packet.payload, packet.content_type), packet))
             case JobTopic(_, job, vehicle):
                 self._sort_result(job, vehicle, packet, sorted_)
             case _:

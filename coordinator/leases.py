@@ -14,6 +14,8 @@ from fleet_wire.messages import Span
 
 __all__ = ["Leases"]
 
+_GONE = {LeaseEnd.LOST, LeaseEnd.EXPIRED}
+
 
 @dataclass(slots=True)
 class Leases:
@@ -28,6 +30,8 @@ class Leases:
     def hold(self, row: int, records: Sequence[LeaseRecord], work_ms: float) -> None:
         """A car has chunks of one job now, which are so much work together."""
         job = records[0].job
+        if row not in self.fleet.held:
+            self.fleet.column["busy_since_ms"][row] = records[0].granted_ms
         held = self.fleet.held.setdefault(row, {}).setdefault(job, set())
         for record in records:
             held.add(record.chunk)
@@ -70,6 +74,8 @@ class Leases:
             released = progress.release(chunk) if progress is not None else None
             if released is not None:
                 lease, back = released
+                if progress is not None and end in _GONE:
+                    progress.rows_lost += back
                 self._lighten(lease.record.vehicle, lease.row_ms * back)
                 self._let_go(lease.record, end)
                 self.totals.released(end, back)

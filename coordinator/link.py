@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import TypeVar
 
 import msgspec
@@ -22,7 +23,15 @@ from coordinator.brain import Brain, wall_clock_ms
 from coordinator.delays import Delay
 from coordinator.dispatch import Dispatch
 from coordinator.errors import ResourceMissing, StoreUnavailable
-from coordinator.events import Event, PlugHistory, RowsFailed, RowsReceived, TelemetryBatch, VehiclesRemembered
+from coordinator.events import (
+    Event,
+    PlugHistory,
+    RowsFailed,
+    RowsReceived,
+    TelemetryBatch,
+    VehiclesHeard,
+    VehiclesRemembered,
+)
 from coordinator.ingest import Ingest, Rejection, outputs_event
 from coordinator.ports import BlobStore, TelemetryStore
 from fleet_link import ConnectOptions, LinkError, LinkLost, Message, Session, Tracer, Will, backoff_s, connect
@@ -38,6 +47,7 @@ __all__ = ["Announcement", "IdentityTaken", "Link", "TelemetryWriter"]
 
 _WAITING_BATCHES = 8
 _ASK_AGAIN_S = 5.0
+_HELD_BACK_S = 0.3
 _SETTLES_MS = 1_000  # between the time that a document is given and its place in the queue
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -174,8 +184,13 @@ class Link:
         self._rng = rng
         self._tracer = tracer
         self.connected = asyncio.Event()
+        self._taking_since_s = inf
         self.telemetry_waits = Delay()
         self.message_waits = Delay()
+
+    def listens(self) -> bool:
+        """Whether what cars say gets here: there is a connection, and nothing is held back for long."""
+        return self.connected.is_set() and time.monotonic() - self._taking_since_s < _HELD_BACK_S
 
     async def run(self) -> None:
         """Stay connected until cancelled. Raises IdentityTaken."""
@@ -203,10 +218,14 @@ class Link:
         introduction = asyncio.create_task(self._introduce(session), name="introduction")
         try:
             while True:
-                await self._take(session, await session.receive())
+                messages = await session.receive()
+                self._taking_since_s = time.monotonic()
+                await self._take(session, messages)
                 await self._brain.room()
+                self._taking_since_s = inf
         finally:
             introduction.cancel()
+            self._taking_since_s = inf
             self.connected.clear()
             self._dispatch.session = None
             await session.close(with_will=True)
@@ -220,6 +239,7 @@ class Link:
                     (self._topics.every_vehicle(VehicleChannel.STATE), 1),
                     (self._topics.every_vehicle(VehicleChannel.CAPS), 1),
                     (self._topics.every_vehicle(VehicleChannel.TELE), 1),
+                    (self._topics.every_vehicle(VehicleChannel.BEAT), 0),
                 ]
             )
             await session.publish(*self._presence(online=True), retain=True, content_type=COORDINATOR.content_type)
@@ -244,11 +264,14 @@ class Link:
             acknowledge = self._acknowledging(session, packets, self.message_waits)
             self._brain.put([event for event, _ in batch.events], acknowledge)
             self._trace(batch.events)
+        if batch.heard:
+            self._brain.put([VehiclesHeard(batch.heard, [(vehicle, beat) for vehicle, beat, _ in batch.beats])])
         for vehicle, rows, packet in batch.by_reference:
             await self._take_reference(session, vehicle, rows, packet)
         for rejection in batch.rejected:
             self._reject(session, rejection)
         session.acknowledge([rejection.packet for rejection in batch.rejected])
+        session.acknowledge([packet for *_, packet in batch.beats])
 
     async def _take_reference(self, session: Session, vehicle: str, rows: Rows, packet: Message) -> None:
         """Rows whose outputs lie in a blob that the vehicle has uploaded: read here, so that they can be checked."""

@@ -65,6 +65,7 @@ class JobProgress:
     Only where rows are verified: `answered` says whose the answer in each slot is, by the number of the car, or -1, and
     `covered` by how many open leases it lies.
     `paused` are cars that get no more rows of the first layer for now.
+    `rows_lost` of the free rows, the first, were with cars that are gone: they have waited long enough.
     """
 
     job: Job
@@ -79,6 +80,7 @@ class JobProgress:
     rows_free: int = 0
     rows_done: int = 0
     rows_leased: int = 0
+    rows_lost: int = 0
     rows_duplicate: int = 0
     rows_released_again: int = 0
     rows_copied: int = 0
@@ -184,7 +186,7 @@ class JobProgress:
             start, stop = self.free.popleft()
             end = min(stop, start + rows * (count - len(taken)))
             taken += [(first, min(first + rows, end)) for first in range(start, end, rows)]
-            self.rows_free -= end - start
+            self._taken(end - start)
             if end < stop:
                 self.free.appendleft((end, stop))
         return taken
@@ -203,7 +205,7 @@ class JobProgress:
             if self.settled[start]:  # came late, after they had been freed
                 late = _leading(self.settled[start:stop])
                 start += late
-                self.rows_free -= late
+                self._taken(late)
                 if start == stop:
                     continue
             end, is_given = self._reach(vehicle, start, stop, before)
@@ -217,7 +219,7 @@ class JobProgress:
                 self.free.appendleft((end, stop))
             if is_given:
                 taken = (start, end)
-                self.rows_free -= end - start
+                self._taken(end - start)
             else:
                 self._pass_over(passed_over, (start, end))
         self.free.extendleft(reversed(passed_over))

@@ -72,10 +72,14 @@ class Scheduler:
         return bool(self.jobs) and now_ms - self._copied_ms >= self.limits.copies_every_ms
 
     def assign(self, reasons: NDArray[np.int8], now_ms: int) -> list[Command]:
-        """Give free rows to cars that may work and run low on it, then copies of late leases to cars that are idle."""
-        order = self._cars_with_room(reasons, now_ms)
+        """Give free rows to cars that may work and run low on it, then copies of late leases to cars that are idle.
+
+        Before that, rows that gone cars had go to cars that have enough to do already: they have waited long enough.
+        """
+        commands = self._give_lost(reasons, now_ms)
+        order = self._cars_with_room(reasons, self.tools.sizing.chunk_ms, now_ms)
         if not len(order):
-            return []
+            return commands
         work = Assignment(self.tools, reasons, order, now_ms)
         self._give_turns(work, now_ms)
         if now_ms - self._copied_ms >= self.limits.copies_every_ms:
@@ -83,16 +87,32 @@ class Scheduler:
             for progress in self.jobs.values():
                 if not progress.free:
                     self._copy_late(work, progress, now_ms)
-        return work.commands(self.jobs)
+        return commands + work.commands(self.jobs)
 
-    def _cars_with_room(self, reasons: NDArray[np.int8], now_ms: int) -> NDArray[np.intp]:
+    def _cars_with_room(self, reasons: NDArray[np.int8], below_ms: float, now_ms: int) -> NDArray[np.intp]:
         fleet, chunk_ms = self.tools.fleet, self.tools.sizing.chunk_ms
         ready = reasons == Reason.ELIGIBLE
-        ready &= fleet.live("backlog_ms") < chunk_ms
+        ready &= fleet.live("backlog_ms") < below_ms
         ready &= fleet.live("leases") < fleet.live("slots")
         ready &= fleet.live("rest_until_ms") <= now_ms
         ready &= fleet.live("quarantined_until_ms") <= now_ms  # also when it began after the reasons were looked for
         return car_order(fleet, np.flatnonzero(ready), chunk_ms, self.limits.cars, self.quarantine)
+
+    def _give_lost(self, reasons: NDArray[np.int8], now_ms: int) -> list[Command]:
+        """Spread rows that gone cars had: in each pass a chunk more for each car, up to twice of what it usually holds.
+
+        They count for no turn, as they did when they were given first.
+        """
+        lost = [progress for progress in self.jobs.values() if progress.rows_lost]
+        if not lost:
+            return []
+        order = self._cars_with_room(reasons, 2 * self.tools.sizing.backlog_ms, now_ms)
+        work = Assignment(self.tools, reasons, order, now_ms)
+        for progress in lost:
+            turn = Turn(progress, work.queue(progress), self.weight(progress))
+            while progress.rows_lost and (row := work.next_car(turn)) is not None:
+                work.fill(row, turn, 1.0)
+        return work.commands(self.jobs)
 
     # Shares ---------------------------------------------------------------------------------------------------------
 

@@ -101,6 +101,15 @@ CHANNELS = (
         "A snapshot of all signals or a delta.",
     ),
     Channel(
+        "vehicleBeat",
+        _vehicle_topic(VehicleChannel.BEAT),
+        "send",
+        codec.BEAT,
+        (messages.Beat,),
+        False,
+        "A sign of life: after every CONNECT, and again and again while the vehicle holds leases.",
+    ),
+    Channel(
         "vehicleTask",
         _vehicle_topic(VehicleChannel.TASK),
         "receive",

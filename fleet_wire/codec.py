@@ -6,6 +6,7 @@ import msgspec
 
 from fleet_wire.errors import WireError, WireFault
 from fleet_wire.messages import (
+    Beat,
     Cancel,
     Caps,
     CoordinatorState,
@@ -22,6 +23,7 @@ from fleet_wire.messages import (
 from fleet_wire.policy import OwnerPolicy
 
 __all__ = [
+    "BEAT",
     "CAPS",
     "CONTROL",
     "COORDINATOR",
@@ -89,6 +91,7 @@ STATE: MessageKind[State] = MessageKind("state", State)
 CAPS: MessageKind[Caps] = MessageKind("caps", Caps)
 TELEMETRY: MessageKind[Telemetry] = MessageKind("telemetry", Telemetry)
 TASK: MessageKind[Task] = MessageKind("task", Task)
+BEAT: MessageKind[Beat] = MessageKind("beat", Beat)
 CONTROL: MessageKind[Control] = MessageKind("control", Control)
 RESULT: MessageKind[Result] = MessageKind("result", Result)
 POLICY: MessageKind[OwnerPolicy] = MessageKind("policy", OwnerPolicy)

@@ -9,6 +9,7 @@ from fleet_wire.signals import VSS_VERSION, Signals
 from fleet_wire.tensors import Tensor
 
 __all__ = [
+    "Beat",
     "BlobRef",
     "Cancel",
     "Caps",
@@ -66,6 +67,13 @@ class Telemetry(Struct, frozen=True):
     snapshot: bool
     signals: Signals
     vss: Annotated[str, Meta(max_length=16)] = VSS_VERSION
+
+
+class Beat(Struct, frozen=True):
+    """A sign of life, at QoS 0: while the vehicle holds leases the next one comes within `every_ms`."""
+
+    epoch: Count
+    every_ms: Annotated[int, Meta(ge=100, le=600_000)]
 
 
 class BlobRef(Struct, frozen=True):

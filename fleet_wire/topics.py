@@ -30,6 +30,7 @@ class VehicleChannel(StrEnum):
     STATE = "state"
     CAPS = "caps"
     TELE = "tele"
+    BEAT = "beat"
     TASK = "task"
     CTL = "ctl"
     POLICY = "policy"

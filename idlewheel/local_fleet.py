@@ -69,11 +69,16 @@ async def run_local_fleet(
 
 
 @contextlib.asynccontextmanager
-async def run_agents(local: LocalFleet, name: str, cars: Sequence[HostedCar]) -> AsyncIterator[Child]:
-    """Run the agents of some cars in one process. Raises ChildFailed."""
+async def run_agents(
+    local: LocalFleet, name: str, cars: Sequence[HostedCar], broker_port: int | None = None
+) -> AsyncIterator[Child]:
+    """Run the agents of some cars in one process, perhaps with something between them and the broker.
+
+    Raises ChildFailed.
+    """
     spec = HostSpec(
         broker_host=local.broker.host,
-        broker_port=local.broker.port,
+        broker_port=local.broker.port if broker_port is None else broker_port,
         fleet=local.fleet,
         data=str(_folder(local.directory / "vehicles")),
         cars=tuple(cars),

@@ -18,9 +18,9 @@ from fleet_link import LinkError, OutboxFull, SpanSink, Tracer
 from fleet_link import Message as LinkMessage
 from fleet_link import Session as Link
 from fleet_wire.bundle import decode_bundle, encode_bundle
-from fleet_wire.codec import CAPS, RESULT, STATE, TELEMETRY, MessageKind
+from fleet_wire.codec import BEAT, CAPS, RESULT, STATE, TELEMETRY, MessageKind
 from fleet_wire.errors import WireError
-from fleet_wire.messages import BlobRef, Caps, CoordinatorState, Notice, Rebirth, Refusal, State, Task, Telemetry
+from fleet_wire.messages import Beat, BlobRef, Caps, CoordinatorState, Notice, Rebirth, Refusal, State, Task, Telemetry
 from fleet_wire.signals import Signals, check_numbers
 from fleet_wire.tensors import encode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
@@ -167,7 +167,7 @@ class _Agent:
         self._last_words: Verdict | None = None
         self._signals = Signals()
         self._told = Signals()
-        self._delta_ms = self._snapshot_ms = 0
+        self._delta_ms = self._snapshot_ms = self._beat_ms = 0
 
     # Events and commands ---------------------------------------------------------------------------------------------
 
@@ -237,6 +237,8 @@ class _Agent:
             await self._busy.wait()
             await asyncio.sleep(_TICK_S)
             self.handle(Tick())
+            if self._session.open_leases:
+                self._tell_beat(_now_ms())
             if not self._session.busy:
                 self._busy.clear()
 
@@ -385,12 +387,21 @@ class _Agent:
         state = State(online=True, epoch=self._epoch, ts_ms=_now_ms())
         self._tell(VehicleChannel.STATE, STATE, state, retain=True)
 
-    def _tell(self, channel: VehicleChannel, kind: MessageKind[Any], message: Any, *, retain: bool) -> None:
+    def _tell_beat(self, now_ms: int) -> None:
+        every_ms = int(self._settings.beat_s * 1000)
+        if abs(now_ms - self._beat_ms) >= every_ms:
+            self._beat_ms = now_ms
+            self._tell(VehicleChannel.BEAT, BEAT, Beat(self._epoch, every_ms), retain=False, qos=0)
+
+    def _tell(
+        self, channel: VehicleChannel, kind: MessageKind[Any], message: Any, *, retain: bool, qos: int = 1
+    ) -> None:
         if self._link is None:
             return
         topic = self._topics.vehicle(self._settings.vehicle, channel)
         try:
-            self._link.publish_soon(topic, kind.encode(message), retain=retain, content_type=kind.content_type)
+            payload = kind.encode(message)
+            self._link.publish_soon(topic, payload, qos=qos, retain=retain, content_type=kind.content_type)
         except OutboxFull:
             self._counters["telemetry_dropped"] += 1  # the gap in the sequence asks for a snapshot
         except LinkError:
@@ -405,6 +416,8 @@ class _Agent:
         self._telemetry = TelemetryStream(epoch)
         self._tell_state()
         self._tell_caps()
+        self._beat_ms = 0
+        self._tell_beat(_now_ms())
         self._sense(_now_ms())
         self._tell_all(_now_ms())
         self._outbox.online(link)

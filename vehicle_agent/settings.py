@@ -31,6 +31,7 @@ class AgentSettings(BaseSettings):
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     keep_alive_s: int = Field(30, ge=1)
+    beat_s: float = Field(1.0, ge=0.1, le=600, description="between two signs of life while it holds leases")
     max_packet_bytes: int = Field(MAX_PACKET_BYTES, ge=4096)
     http_url: str = Field("", description="overrides where the coordinator says that blobs are")
 

@@ -267,7 +267,7 @@ def _checks(
     ceiling, budget, cap = column("price_ceiling_micro_per_kwh"), column("link_budget_bytes"), column("power_cap_w")
     # Negated comparisons, so that NaN (not known) counts against the car.
     return (
-        (Reason.OFFLINE, ~column("online")),
+        (Reason.OFFLINE, ~column("online") | column("silent")),
         (Reason.CAPS_UNKNOWN, column("slots") <= 0),
         (Reason.TELEMETRY_MISSING, column("snapshot_epoch") != column("epoch")),
         (Reason.TELEMETRY_STALE, column("received_ms") < now_ms - limits.stale_ms),

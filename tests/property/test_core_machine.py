@@ -20,7 +20,16 @@ from coordinator.commands import (
     SendTask,
 )
 from coordinator.core import Core, CorePolicy
-from coordinator.events import JobSubmitted, ModelAdded, RowsFailed, TaskRefused, TaskUndelivered, Tick, VehicleState
+from coordinator.events import (
+    JobSubmitted,
+    ModelAdded,
+    RowsFailed,
+    TaskRefused,
+    TaskUndelivered,
+    Tick,
+    VehiclesHeard,
+    VehicleState,
+)
 from coordinator.model import FailedRow, Job, JobState, LeaseEnd, LeaseRecord, ReceiptPart, Rest, VehicleConduct
 from coordinator.ports import LedgerJob, LedgerSnapshot, VehicleSums
 from coordinator.rules.eligibility import Reason
@@ -28,11 +37,12 @@ from coordinator.rules.pay import paid
 from coordinator.rules.quarantine import QuarantineLimits
 from coordinator.rules.scheduling import SchedulingLimits, share_cap
 from coordinator.rules.sizing import SizingLimits
-from fleet_wire.messages import Failure, Refusal, RefusalReason, Span, State
+from fleet_wire.messages import Beat, Failure, Refusal, RefusalReason, Span, State
 from tests.unit.coordinator_scenes import MODEL, arrival, job, rows_of
 
 CARS = ("car-1", "car-2", "car-3")
 ROWS = 40
+BEAT_MS = 500
 
 
 @dataclass
@@ -165,24 +175,37 @@ class CoreMachine(RuleBasedStateMachine):
         self.epochs = dict.fromkeys(CARS, 0)
         self.sent: list[LeaseRecord] = []
         self.submitted = 0
+        self.deaf_until_ms = 0
+        self.heard_ms = dict.fromkeys(CARS, 0)
+        self.busy_since_ms: dict[str, int] = {}
+        self.promised = dict.fromkeys(CARS, -1)
+        self.silent: set[str] = set()
         self.feed(ModelAdded(MODEL))
 
-    def feed(self, event: object) -> None:
+    def feed(self, event: object) -> list[Command]:
         self.now_ms += 1
         commands = self.core.handle(event, self.now_ms)  # type: ignore[arg-type]
         self.memory.keep([command for command in commands if not isinstance(command, AddModel)])
+        self.note_who_is_busy()
         assigned = self.core.assign(self.now_ms)
         for lease in [command.lease for command in assigned if isinstance(command, GrantLease)]:
             self.breaks_no_rule(lease)
             self.memory.keep([GrantLease(lease)])
         commands += assigned
+        self.note_who_is_busy()
         self.sent += [lease for command in commands if isinstance(command, SendTask) for lease in command.leases]
+        return commands
+
+    def note_who_is_busy(self) -> None:
+        busy = {lease.vehicle for lease in self.memory.leases.values()}
+        self.busy_since_ms = {car: self.busy_since_ms.get(car, self.now_ms) for car in busy}
 
     def breaks_no_rule(self, lease: LeaseRecord) -> None:
         """To be asked before the memory knows of the lease."""
         memory, fleet = self.memory, self.core.fleet
         terms, row = memory.jobs[lease.job].terms, fleet.row(lease.vehicle)
         assert self.core.reasons(self.now_ms)[row] == Reason.ELIGIBLE
+        assert lease.vehicle not in self.silent
         assert lease.epoch == fleet.column["epoch"][row]
         assert fleet.column["quarantined_until_ms"][row] <= self.now_ms
         assert fleet.column["rest_until_ms"][row] <= self.now_ms
@@ -237,6 +260,7 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(car=st.sampled_from(CARS))
     def arrive(self, car: str) -> None:
         self.epochs[car] += 1
+        self.silent.discard(car)
         for event in arrival(car, self.epochs[car], now_ms=self.now_ms):
             self.feed(event)
 
@@ -275,16 +299,42 @@ class CoreMachine(RuleBasedStateMachine):
         lease = data.draw(st.sampled_from(self.sent))
         self.feed(TaskUndelivered(lease.vehicle, lease.job, (lease.chunk,)))
 
-    @rule(pass_ms=st.integers(0, 3_000))
-    def tick(self, pass_ms: int) -> None:
+    @rule(pass_ms=st.integers(0, 3_000), listened=st.sampled_from([True, True, True, False]))
+    def tick(self, pass_ms: int, listened: bool) -> None:
         self.now_ms += pass_ms
-        self.feed(Tick())
+        strikes = int(self.core.fleet.column["strikes"].sum())
+        owners = {(lease.job, lease.chunk): lease.vehicle for lease in self.memory.leases.values()}
+        silent = {car for car in owners.values() if self.is_silent(car, self.now_ms + 1)}
+        if not listened:
+            self.deaf_until_ms = self.now_ms + 1 + self.policy.silence.grace_ms
+        ended = [command for command in self.feed(Tick(listened=listened)) if isinstance(command, EndLease)]
+        if self.now_ms < self.deaf_until_ms:
+            assert all(each.end is LeaseEnd.CANCELLED for each in ended), "left by one who could not listen"
+            assert strikes == int(self.core.fleet.column["strikes"].sum())
+        else:
+            assert silent == {owners[each.job, each.chunk] for each in ended if each.end is LeaseEnd.LOST}
+            assert not silent & {owners[each.job, each.chunk] for each in ended if each.end is LeaseEnd.EXPIRED}
+            self.silent |= silent
+
+    def is_silent(self, car: str, now_ms: int) -> bool:
+        """By the protocol: it holds leases, promised beats on this connection, and missed two of them."""
+        promised = self.promised[car] == self.epochs[car]
+        return promised and now_ms - max(self.heard_ms[car], self.busy_since_ms[car]) > 2 * BEAT_MS
+
+    @rule(car=st.sampled_from(CARS), beats=st.booleans())
+    def speak(self, car: str, beats: bool) -> None:
+        self.feed(VehiclesHeard({car}, [(car, Beat(self.epochs[car], BEAT_MS))] if beats else []))
+        self.heard_ms[car] = self.now_ms
+        self.silent.discard(car)
+        if beats:
+            self.promised[car] = self.epochs[car]
 
     @rule()
     def restart(self) -> None:
         before = self.core
         self.core = Core(self.policy)
         self.core.restore(self.memory.snapshot(), self.now_ms)
+        self.promised, self.silent, self.deaf_until_ms = dict.fromkeys(CARS, -1), set(), 0
         assert self.core.next_seq == before.next_seq
         for name, progress in self.core.jobs.items():
             known = before.jobs[name]

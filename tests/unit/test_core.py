@@ -94,10 +94,9 @@ def test_rows_are_kept_and_the_measured_speed_sets_the_next_chunk() -> None:
 def test_a_job_ends_with_its_last_row_and_other_cars_are_told_to_stop() -> None:
     core = core_with(*arrival("car-1"), *arrival("car-2"), JobSubmitted(job(rows=8, chunk_rows=4)))
     core.assign(0)
-    core.handle(VehicleState("car-2", State(False, 1)), 1)  # its rows go to car-1 …
-    assert grants(core.assign(1)) == []  # … once that has room
+    core.handle(VehicleState("car-2", State(False, 1)), 1)  # its rows go to car-1 at once
+    assert grants(core.assign(1)) == [("car-1", 4, 8)]
     core.handle(rows_of("car-1", "j1", Span(0, 0, 4)), 2)
-    assert grants(core.assign(2)) == [("car-1", 4, 8)]
     late = core.handle(rows_of("car-2", "j1", Span(1, 4, 8)), 3)  # but car-2's answer was still on its way
     assert late[1:] == [
         EndLease("j1", 2, LeaseEnd.CANCELLED, 0, 3),

@@ -41,6 +41,7 @@ def test_names_are_as_the_protocol_says() -> None:
         "iw/v1/f/veh/v/state",
         "iw/v1/f/veh/v/caps",
         "iw/v1/f/veh/v/tele",
+        "iw/v1/f/veh/v/beat",
         "iw/v1/f/veh/v/task",
         "iw/v1/f/veh/v/ctl",
         "iw/v1/f/veh/v/policy",
