@@ -17,7 +17,7 @@ import psutil
 
 from benchmarks.figures import Figure, Plan, table
 
-BENCHMARKS: Final = ("dispatch", "models", "telemetry", "influx", "idle", "scheduling", "preemption")
+BENCHMARKS: Final = ("dispatch", "models", "telemetry", "influx", "idle", "scheduling", "preemption", "recovery")
 BY_NAME_ALONE: Final = {"mqtt_clients": "clients"}
 
 

@@ -251,7 +251,7 @@ class Bench:
         worker = self.cars[vehicle].worker()
         begun_s = time.monotonic()
         worker.kill() if fault == "worker killed" else worker.suspend()
-        on_the_way_s = begun_s + 0.1  # what it had computed before may still come
+        on_the_way_s = begun_s + 0.5  # what it had computed before may still come
 
         def is_back() -> bool:
             return any(self.observer.done.get(row, 0.0) > on_the_way_s for row in rows)

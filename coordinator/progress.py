@@ -226,6 +226,10 @@ class JobProgress:
         self._settled_in_free &= bool(self.free)
         return taken
 
+    def _taken(self, rows: int) -> None:
+        self.rows_free -= rows
+        self.rows_lost = max(0, self.rows_lost - rows)
+
     def _reach(self, vehicle: str, start: int, stop: int, before: Sequence[Range]) -> tuple[int, bool]:
         """Up to where the free slots from `start` on are alike to a vehicle, and whether it may have them."""
         if vehicle in self.paused and start < self.job.rows:
@@ -420,6 +424,7 @@ class JobProgress:
         if self._settled_in_free:
             self.free = deque(run for start, stop in self.free for run in _gaps(self.settled[start:stop], start))
             self.rows_free = sum(stop - start for start, stop in self.free)
+            self.rows_lost = min(self.rows_lost, self.rows_free)
             self._settled_in_free = False
 
     def judged(self) -> list[str]:

@@ -1,7 +1,8 @@
 """Watches over a running worker from a thread of its own, so that a busy event loop delays no kill.
 
 It looks at the car many times a second and kills the worker as soon as the car says so. While it looks it also sends
-the worker beats, without which the worker ends itself: nothing computes unless somebody looks at the car.
+the worker beats, without which the worker ends itself: nothing computes unless somebody looks at the car. A worker that
+somebody has stopped (SIGSTOP) is killed soon, as its rows would wait for it until their deadline.
 """
 
 import contextlib
@@ -10,12 +11,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 __all__ = ["Guard"]
 
 _LOOK_S: Final = 0.02
 _BEAT_S: Final = 0.25
+_STOPPED_BEATS: Final = 2
 
 
 class Guard:
@@ -52,7 +55,7 @@ class Guard:
 
     def _watch(self) -> None:
         try:
-            beat_s = 0.0
+            beat_s, stopped = 0.0, 0
             while not self._is_over.wait(_LOOK_S):
                 if self._must_stop():
                     self.has_killed = True
@@ -62,8 +65,21 @@ class Guard:
                     break
                 if time.monotonic() - beat_s >= _BEAT_S:
                     beat_s = time.monotonic()
+                    stopped = stopped + 1 if _is_stopped(self._process.pid) else 0
+                    if stopped >= _STOPPED_BEATS:
+                        self._process.kill()
+                        break
                     with contextlib.suppress(OSError):  # it stands still and the pipe is full, or it is gone
                         os.write(self._beats, b".")
         finally:
             os.close(self._beats)
             self._process.wait()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped a process; never where /proc does not say."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
+    except OSError:
+        return False
+    return state == b"T"

@@ -206,6 +206,17 @@ async def test_a_worker_that_is_killed_from_outside_is_noticed_and_the_next_orde
     assert await desk.load(path) == ModelLoaded("m.onnx", None)
 
 
+async def test_a_worker_that_is_stopped_from_outside_is_killed_and_the_next_order_starts_another(
+    desk: Desk, tmp_path: Path
+) -> None:
+    path = doubling(tmp_path / "m.onnx")
+    await desk.load(path)
+    worker_of(os.getpid()).suspend()
+    desk.run(path, {"x": np.ones((1, 2), np.float32)})
+    assert await desk.next() == WorkerDied("it ended with SIGKILL")
+    assert await desk.load(path) == ModelLoaded(path.name, None)
+
+
 async def test_a_worker_that_we_kill_is_gone_at_once_and_says_nothing_more(desk: Desk, tmp_path: Path) -> None:
     path = doubling(tmp_path / "m.onnx")
     await desk.load(path)

@@ -79,8 +79,8 @@ class Memory:
                     self.granted[new.id] = []
                 case GrantLease(lease):
                     assert (lease.job, lease.chunk) not in self.leases
-                    assert lease.chunk >= self.chunks.get(lease.job, 0)
-                    self.chunks[lease.job] = lease.chunk + 1
+                    assert all(lease.chunk != known.chunk for known in self.granted[lease.job])
+                    self.chunks[lease.job] = max(self.chunks.get(lease.job, 0), lease.chunk + 1)
                     self.leases[lease.job, lease.chunk] = lease
                     self.granted[lease.job].append(lease)
                 case EndLease(ended_job, chunk, end, back, _):
@@ -323,9 +323,9 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(car=st.sampled_from(CARS), beats=st.booleans())
     def speak(self, car: str, beats: bool) -> None:
+        self.silent.discard(car)
         self.feed(VehiclesHeard({car}, [(car, Beat(self.epochs[car], BEAT_MS))] if beats else []))
         self.heard_ms[car] = self.now_ms
-        self.silent.discard(car)
         if beats:
             self.promised[car] = self.epochs[car]
 
