@@ -86,6 +86,20 @@ def submit(
         float, typer.Option(metavar="SHARE", help="The most of its rows that one car may get, as in 0.1.")
     ] = 1.0,
     max_attempts: Annotated[int, typer.Option(help="Give up a row that failed on so many cars, 1 to 100.")] = 3,
+    verify: Annotated[
+        str,
+        typer.Option(metavar="RULE", help="How rows are verified: none, canaries, adaptive, or quorum:N."),
+    ] = "none",
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OUT=ABS:REL", help="How far two cars may differ in an output, as in scores=0.001:0.01."),
+    ] = None,
+    wrong_share: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Wrong rows that `adaptive` may let through; 0.0001.")
+    ] = None,
+    canary_share: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Rows that are known beforehand with `canaries`; 0.02.")
+    ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and leave.")] = False,
     as_json: Json = False,
     url: Url = None,
@@ -96,12 +110,15 @@ def submit(
     Example:
       idlewheel submit model.onnx rows.npz -o out.npz
       idlewheel submit model.onnx rows.npz -o out.npz --price-ceiling 0.25
+      idlewheel submit model.onnx rows.npz -o out.npz --verify adaptive --tolerance scores=0.001:0.01
     """
     if out is None and not no_wait:
         raise BadInput("say where the outputs go, as in -o out.npz, or leave at once with --no-wait")
     if out is not None and no_wait:
         raise BadInput("-o needs the outputs and --no-wait leaves before: give one of them")
     _check_out(out)
+    from idlewheel.verification_text import parsed_tolerances  # noqa: PLC0415 - loads the protocol
+
     ceiling = None if price_ceiling is None else micro(price_ceiling)
     with _client(url) as client:
         job = client.submit(
@@ -115,6 +132,10 @@ def submit(
             price_ceiling_micro_per_kwh=ceiling,
             vehicle_share=vehicle_share,
             max_attempts=max_attempts,
+            verify=verify,
+            tolerances=parsed_tolerances(tolerance or ()),
+            wrong_share=wrong_share,
+            canary_share=canary_share,
             trace=_trace(),
         )
         if out is None:

@@ -35,6 +35,7 @@ from idlewheel.exchange import DEFAULT_URL, Exchange
 from idlewheel.job import Job
 from idlewheel.rows_files import as_rows, load_rows
 from idlewheel.traces import current_trace, given_trace
+from idlewheel.verification_text import parsed_verification
 
 __all__ = ["DEFAULT_URL", "Client", "Job"]
 
@@ -84,14 +85,20 @@ class Client:
         price_ceiling_micro_per_kwh: int | None = None,
         vehicle_share: float = 1.0,
         max_attempts: int = 3,
+        verify: str = "none",
+        tolerances: Mapping[str, tuple[float, float]] | None = None,
+        wrong_share: float | None = None,
+        canary_share: float | None = None,
         trace: Mapping[str, str] | None = None,
     ) -> Job:
         """Run an ONNX model over rows.
 
         `model` is a path or the bytes. `rows` is an array for a model with one input, a mapping of input names to
         arrays, or the path of a .npy or .npz file. `trace` has `traceparent` and `tracestate` of the trace that the
-        job belongs to; without it that is the one of OpenTelemetry's current span, if there is any. What the other
-        arguments ask for is said in `JobTerms`. Raises BadInput, Refused, Unreachable.
+        job belongs to; without it that is the one of OpenTelemetry's current span, if there is any. `verify` is the
+        rule by which rows are verified: none, canaries, adaptive, or quorum:3; `tolerances` are (absolute, relative) by
+        the name of an output. What the other arguments ask for is said in `JobTerms` and `Verification`. Raises
+        BadInput, Refused, Unreachable.
         """
         terms = _terms(
             priority=priority,
@@ -101,6 +108,7 @@ class Client:
             price_ceiling_micro_per_kwh=price_ceiling_micro_per_kwh,
             vehicle_share=vehicle_share,
             max_attempts=max_attempts,
+            verification=parsed_verification(verify, tolerances, wrong_share, canary_share),
         )
         headers = current_trace() if trace is None else given_trace(trace)
         arrays = load_rows(Path(rows)) if isinstance(rows, str | os.PathLike) else rows

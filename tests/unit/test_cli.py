@@ -76,6 +76,8 @@ def test_the_address_comes_from_the_environment(
         (["submit", "MODEL", "ROWS", "--no-wait", "--price-ceiling", "nan"], "nan is not an amount"),
         (["submit", "MODEL", "ROWS", "--no-wait", "--vehicle-share", "0"], "`vehicle_share` is above 0"),
         (["submit", "MODEL", "ROWS", "--no-wait", "--vehicle-share", "nan"], "`vehicle_share` is above 0"),
+        (["submit", "MODEL", "ROWS", "--no-wait", "--verify", "quorum"], "'quorum' is no rule of verification"),
+        (["submit", "MODEL", "ROWS", "--no-wait", "--tolerance", "y=1"], "give OUTPUT=ABSOLUTE:RELATIVE"),
         (["submit", "MODEL", "ROWS", "--no-wait", "--max-attempts", "0"], "`max_attempts` is 1 to 100"),
         (["owner", "policy", "set", "car-1", "--price-ceiling", "inf"], "inf is not an amount"),
         (["owner", "policy", "set", "car-1", "--least-pay", "nan"], "nan is not an amount"),
