@@ -39,23 +39,24 @@ from coordinator.events import (
 )
 from coordinator.model import Job, LeaseRecord, Model
 from coordinator.rules.verification import agreement
-from fleet_wire.api import JobTerms, TensorSpec, Verification
+from fleet_wire.api import JobTerms, TensorSpec, Tolerance, Verification
 from fleet_wire.messages import Cancel, Caps, Rows, Span, State
 from fleet_wire.policy import OwnerPolicy
 from fleet_wire.tensors import Tensor, decode_tensors, encode_tensors
 
+TOLERANCES: Final = {"y": Tolerance(absolute=1e-6, relative=1e-3)}
 RULES: Final = {
     "none": Verification(),
-    "canaries": Verification("canaries"),
-    "adaptive": Verification("adaptive"),
-    "quorum 2": Verification("quorum", quorum=2),
-    "quorum 3": Verification("quorum", quorum=3),
+    "canaries": Verification("canaries", tolerances=TOLERANCES),
+    "adaptive": Verification("adaptive", tolerances=TOLERANCES),
+    "quorum 2": Verification("quorum", quorum=2, tolerances=TOLERANCES),
+    "quorum 3": Verification("quorum", quorum=3, tolerances=TOLERANCES),
 }
 BAD_SHARES: Final = (0.01, 0.05, 0.1)
 SUBTLE_SHARE: Final = 0.03
 """Of its rows that a subtle or a colluding car answers wrongly."""
 BEYOND: Final = 2.5e-3
-"""How far a subtle car is beside the truth, in parts of it: what is allowed across engines is 1e-3."""
+"""How far a subtle car is beside the truth, in parts of it: the tolerance is 1e-3."""
 NOISE: Final = 2e-5
 """By how much the numbers of honest cars differ."""
 PROMISED_WRONG: Final = 1e-4
@@ -301,8 +302,8 @@ class Court:
         return asked
 
     def wrong(self, rows: slice) -> int:
-        """How many of these rows differ from the truth by more than any tolerance."""
-        right = agreement({"y": self.seen[rows]}, {"y": self.truth[rows]}, {}, same_class=False)
+        """How many of these rows differ from the truth by more than the tolerance."""
+        right = agreement({"y": self.seen[rows]}, {"y": self.truth[rows]}, TOLERANCES, same_class=False)
         return int(np.count_nonzero(~right))
 
 

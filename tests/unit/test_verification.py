@@ -45,11 +45,21 @@ def test_a_stated_tolerance_is_held_to_at_both_sides() -> None:
     assert agrees([1.0, 2.0], [1.0, 2.0000001], Tolerance()) == [True, False]
 
 
-def test_without_one_it_is_tight_within_a_class_and_ten_times_that_across() -> None:
+def test_without_one_it_is_tight_within_a_class_and_wide_across() -> None:
     one = np.ones(4)  # float64: relative 1e-4 and absolute 1e-6, its roundings are nothing beside them
-    other = one + np.array([1.00e-4, 1.02e-4, 1.00e-3, 1.02e-3])
+    other = one + np.array([1.00e-4, 1.02e-4, 2.00e-2, 2.05e-2])
     assert agrees(one, other) == [True, False, False, False]
     assert agrees(one, other, same_class=False) == [True, True, True, False]
+
+
+def test_across_classes_it_is_a_part_of_the_largest_value_of_the_row() -> None:
+    ours = np.array([[10.0, 0.0], [1.0, 0.0], [10.0, 0.0]])
+    assert agrees(ours, ours + np.array([[0.0, 0.19], [0.0, 0.19], [0.21, 0.0]]), same_class=False) == [
+        True,
+        False,
+        False,
+    ]
+    assert agrees([0.0, 0.001], [0.01, 0.002], same_class=False) == [False, False]
 
 
 def test_what_rounding_leaves_of_a_sum_of_large_values_is_no_disagreement() -> None:
