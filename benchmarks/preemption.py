@@ -223,7 +223,7 @@ def _load(client: Client) -> Iterator[None]:
         model, draw = endless_model(), np.random.default_rng()
         while not is_over.is_set():
             rows = draw.random((48, _ROW_FLOATS), dtype=np.float32)
-            client.submit(model, {"times": np.zeros(48, np.int64), "x": rows}, purpose="load").wait(_DEADLINE_S)
+            client.submit(model, {"times": np.zeros(48, np.int64), "x": rows}, purpose="load").wait(5 * _DEADLINE_S)
 
     thread = threading.Thread(target=submit)
     thread.start()
