@@ -58,10 +58,11 @@ def print_vehicles(views: Sequence[VehicleView]) -> None:
             str(view.rows_done),
         )
         reason = view.reason or ""
-        whole.append((*row, _millionths(view.pay_micro), reason))
+        trust = f"{view.trust}, {view.convictions} x convicted" if view.convictions else str(view.trust)
+        whole.append((*row, _millionths(view.pay_micro), trust, reason))
         short.append((*row, reason.partition(":")[0]))
     titles = ("CAR", "ONLINE", "WORKS", ">CHARGE %", ">CHUNKS", ">ROWS/S", ">ROWS")
-    return _show(_table((*titles, ">PAY", "WHY NOT"), whole), _table((*titles, "WHY NOT"), short))
+    return _show(_table((*titles, ">PAY", ">TRUST", "WHY NOT"), whole), _table((*titles, "WHY NOT"), short))
 
 
 _SUMS = (">ROWS", ">COMPUTING h", ">ENERGY Wh", ">ENERGY COST", ">FEE", ">EARNED")

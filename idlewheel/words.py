@@ -25,10 +25,18 @@ def why_vehicle(view: VehicleView) -> str:
         first, *others = view.reasons
         lines = [f"{view.id} gets no work: {first.text} ({first.code})", f"  what helps: {first.remedy}"]
         lines += [f"also in the way: {other.text} ({other.code})" for other in others]
-        return "\n".join(lines)
-    if view.leases:
-        return f"{view.id} works: it holds {counted(view.leases, 'chunk')} of rows"
-    return f"{view.id} may work, and has nothing to do: no job has rows for it at this moment"
+    elif view.leases:
+        lines = [f"{view.id} works: it holds {counted(view.leases, 'chunk')} of rows"]
+    else:
+        lines = [f"{view.id} may work, and has nothing to do: no job has rows for it at this moment"]
+    if view.convictions:
+        lines.append(
+            f"it was convicted of wrong rows {counted(view.convictions, 'time')}, and since then "
+            f"{counted(view.trust, 'row')} of its came out right"
+        )
+    elif view.trust:
+        lines.append(f"{counted(view.trust, 'checked row')} of its came out right, and none wrong")
+    return "\n".join(lines)
 
 
 def why_job(view: JobView) -> str:
@@ -36,20 +44,29 @@ def why_job(view: JobView) -> str:
     done = f"{view.rows_done} of {counted(view.rows, 'row')}"
     match view.state:
         case "done":
-            return f"job {view.id} is done: all {counted(view.rows, 'row')} by {counted(view.vehicles, 'car')}"
+            verified = f", verified ({_verified(view)})" if view.verification else ""
+            return (
+                f"job {view.id} is done: all {counted(view.rows, 'row')} by {counted(view.vehicles, 'car')}{verified}"
+            )
         case "failed":
             return f"job {view.id} failed after {done}: {view.error}"
         case "cancelled":
             return f"job {view.id} was cancelled after {done}"
         case _:
             waiting = f"; the rest waits: {view.waiting_for}" if view.waiting_for else ""
-            return f"job {view.id} runs: {done} are done and {view.rows_leased} are with cars{waiting}"
+            held = f", {view.rows_held} are held for checks" if view.rows_held else ""
+            return f"job {view.id} runs: {done} are done and {view.rows_leased} are with cars{held}{waiting}"
 
 
 def job_note(view: JobView) -> str:
     """What is to be known of a job besides its figures: its error, that it will be late, or why rows wait."""
-    notes = [view.error or "", _lateness(view), view.waiting_for or ""]
+    notes = [view.error or "", _lateness(view), view.waiting_for or "", _verified(view) if view.verification else ""]
     return "; ".join(note for note in notes if note)
+
+
+def _verified(view: JobView) -> str:
+    counts = ((view.rows_checked, "checked"), (view.rows_held, "held"), (view.rows_retracted, "taken back"))
+    return ", ".join([view.verification, *(f"{count} {what}" for count, what in counts if count)])
 
 
 def _lateness(view: JobView) -> str:
@@ -76,10 +93,10 @@ def why_running_job(explanation: JobExplanation) -> str:
     ready = explanation.cars.get("ready", 0)
     if explanation.rows_waiting and ready:
         lines.append(f"{counted(ready, 'car')} can take rows now")
-    if explanation.rows_waiting:
+    if explanation.rows_waiting or view.verification:
         lines += explanation.advice
-        if not explanation.cars:
-            lines.append("no car is known yet: `idlewheel agent` is one, `idlewheel up --vehicles 4` simulates some")
+    if explanation.rows_waiting and not explanation.cars:
+        lines.append("no car is known yet: `idlewheel agent` is one, `idlewheel up --vehicles 4` simulates some")
     usable = any(explanation.cars.get(name) for name in ("ready", "busy", "resting"))
     if usable and explanation.share is not None and explanation.jobs_waiting > 1:
         lines.append(

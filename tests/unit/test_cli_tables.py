@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from fleet_wire.api import JobView, VehicleView
 from idlewheel.cli_tables import print_jobs, print_receipts, print_statement, print_vehicles
-from idlewheel.words import job_note
+from idlewheel.words import job_note, why_job, why_vehicle
 
 JOB = JobView(
     id="0123456789ab",
@@ -59,8 +59,25 @@ def test_in_a_pipe_nothing_is_left_out_or_padded(capsys: pytest.CaptureFixture[s
     ]
     assert "40.562  0.013199" in lines[1]
     assert lines[1].endswith("no car may work for it: 2 job_price_ceiling")
-    assert lines[3].endswith("0.000531  charge_too_low: its charge is below the owner's floor")
+    assert lines[3].endswith("0.000531      0  charge_too_low: its charge is below the owner's floor")
     assert [line for line in lines if line != line.rstrip()] == []
+
+
+def test_verified_jobs_and_convicted_cars_show(capsys: pytest.CaptureFixture[str]) -> None:
+    verified = replace(JOB, waiting_for=None, verification="quorum 3", rows_held=12, rows_retracted=3)
+    convicted = replace(CAR, reason=None, trust=7, convictions=2)
+    print_jobs([verified])
+    print_vehicles([convicted])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith("quorum 3, 12 held, 3 taken back")
+    assert lines[3].endswith("0.000531  7, 2 x convicted")
+    assert "12 are held for checks" in why_job(verified)
+    done = replace(verified, state="done", rows_held=0, rows_checked=400)
+    assert why_job(done).endswith("by 8 cars, verified (quorum 3, 400 checked, 3 taken back)")
+    assert why_vehicle(convicted).endswith(
+        "it was convicted of wrong rows 2 times, and since then 7 rows of its came out right"
+    )
+    assert why_vehicle(replace(CAR, trust=1)).endswith("1 checked row of its came out right, and none wrong")
 
 
 @pytest.mark.usefixtures("terminal")
