@@ -6,10 +6,11 @@ from typing import Final
 import pytest
 
 from tests.influx import require_influxd
+from tests.postgres import require_postgres
 from tests.system.chaos.plan import plan_of
 from tests.system.chaos.run import run_plan
 
-SEEDS: Final = (3, 89, 257)
+SEEDS: Final = (3, 257, 324)
 
 
 @pytest.mark.timeout(300)
@@ -19,5 +20,7 @@ async def test_nothing_is_lost_whatever_happens(seed: int, tmp_path: Path) -> No
     plan = plan_of(seed)
     if plan.store == "influx":
         require_influxd("1.6.7")
+    if plan.ledger == "postgres":
+        require_postgres()
     outcome = await run_plan(plan, tmp_path)
     assert outcome.objections == [], [str(fault) for fault in plan.faults]

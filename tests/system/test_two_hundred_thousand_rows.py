@@ -15,7 +15,7 @@ from tests.system.chaos.stage import on_stage
 from tests.system.deployment import until
 
 LOAD = Load(0.0, "digits", 200_000)
-PLAN = Plan(seed=200_000, cars=4, store="duckdb", broker_keeps=True, loads=(LOAD,), faults=())
+PLAN = Plan(seed=200_000, cars=4, store="duckdb", ledger="sqlite", broker_keeps=True, loads=(LOAD,), faults=())
 DAY = ("coordinator", "broker", "coordinator", "half leave", "coordinator", "broker", "coordinator", "coordinator")
 DEADLINE_S = 200.0
 

@@ -25,7 +25,7 @@ def test_every_kind_and_every_target_comes() -> None:
     assert {fault.kind for fault in faults} == set(Kind)
     assert {fault.target.partition("/")[2] or fault.target for fault in faults} == {
         *("broker", "http", "worker"),
-        *("coordinator", "store", "car-2", "car-3"),
+        *("coordinator", "store", "ledger", "car-2", "car-3"),
     }
 
 

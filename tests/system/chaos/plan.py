@@ -71,6 +71,7 @@ class Plan:
     seed: int
     cars: int
     store: str
+    ledger: str
     broker_keeps: bool
     loads: tuple[Load, ...]
     faults: tuple[Fault, ...]
@@ -100,7 +101,8 @@ def plan_of(seed: int) -> Plan:
         _load(round(rng.uniform(3.0, 4.5), 1), rng.choice(["slow", "digits", "wide"]), rng),
     )
     store = "influx" if any(fault.target == "store" for fault in faults) else "duckdb"
-    return Plan(seed, cars, store, rng.random() < 0.7, loads, faults)
+    ledger = "postgres" if any(fault.target == "ledger" for fault in faults) else "sqlite"
+    return Plan(seed, cars, store, ledger, rng.random() < 0.7, loads, faults)
 
 
 def _load(at_s: float, model: str, rng: Random) -> Load:
@@ -116,7 +118,7 @@ def _fault(kind: Kind, cars: int, rng: Random) -> Fault:  # noqa: C901 - one cas
     direction = rng.choice(["up", "down"])
     match kind:
         case Kind.KILL | Kind.PAUSE:
-            target = rng.choice([car, f"{car}/worker", "coordinator", "coordinator", "broker", "store"])
+            target = rng.choice([car, f"{car}/worker", "coordinator", "coordinator", "broker", "store", "ledger"])
             return Fault(at_s, kind, target, for_s)
         case Kind.CUT | Kind.LOSS | Kind.HALF_OPEN:
             return Fault(at_s, kind, link, for_s)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import Final
+from zlib import crc32
 
 from tests.system.chaos.plan import Fault, Kind
 
@@ -49,6 +50,12 @@ class Packet:
     def is_taken(self) -> bool:
         """Whether a PUBACK says that the message was taken."""
         return len(self.data) < self.body + 3 or self.data[self.body + 2] < _REFUSAL
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether a PUBLISH has the checksum that it says, if it says one."""
+        head = self.data[self.body : self._payload_at]
+        return b"crc32" not in head or f"{crc32(self.payload):08x}".encode() in head
 
     @property
     def payload(self) -> bytes:
@@ -120,10 +127,9 @@ class Acknowledged:
 class ProxiedLink:
     """A way to `port` on loopback. Message faults hold for the next PUBLISH packets of their direction."""
 
-    def __init__(self, name: str, port: int, rng: Random, *, mqtt: bool, changed: set[bytes]) -> None:
+    def __init__(self, name: str, port: int, rng: Random, *, mqtt: bool) -> None:
         self.name = name
         self.port = 0
-        self.changed = changed
         self.acknowledged: list[Acknowledged] = []
         self._target = port
         self._rng = rng
@@ -266,7 +272,7 @@ class _Connection:
             self._open[packet.packet_id] = packet
         elif direction == "up" and packet.kind == _PUBACK and packet.is_taken:
             message = self._open.pop(packet.packet_id, None)
-            if message is not None:
+            if message is not None and message.is_intact:  # others were refused, and told so
                 self._link.remember(message)
 
     def _passed(self, packet: Packet, writer: asyncio.StreamWriter, direction: str) -> list[Packet]:
@@ -292,16 +298,12 @@ class _Connection:
                 asyncio.get_running_loop().call_later(fault.for_s, self._write_late, packet, writer, direction)
                 return []
             case Kind.TRUNCATE if payload:
-                return [self._changed(packet, payload[: rng.randrange(len(payload))])]
+                return [packet.with_payload(payload[: rng.randrange(len(payload))])]
             case Kind.CORRUPT if payload:
-                return [self._changed(packet, _corrupted(payload, rng))]
+                return [packet.with_payload(_corrupted(payload, rng))]
             case Kind.BREAK:
                 return [_Broken(packet.data)]
         return [packet]
-
-    def _changed(self, packet: Packet, payload: bytes) -> Packet:
-        self._link.changed.add(payload)
-        return packet.with_payload(payload)
 
     def _release(self, packet: Packet, writer: asyncio.StreamWriter, direction: str) -> None:
         """Nothing of another topic came: send it all the same."""

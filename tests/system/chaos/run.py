@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 import onnxruntime
 import psutil
+import psycopg
 
 from fleet_wire.codec import RESULT, TELEMETRY
 from fleet_wire.errors import WireError
@@ -73,7 +74,11 @@ class Run(Stage):
 
     async def look_into_ledger(self) -> None:
         acknowledged = acknowledged_rows(self)
-        kept, _ = await asyncio.to_thread(kept_rows, self.ledger)
+        try:
+            kept, _ = await asyncio.to_thread(kept_rows, self)
+        except psycopg.Error as error:
+            self.notes.append(f"the ledger could not be asked after crash {self.crashes}: {error}")
+            return
         self.facts.lost_at_a_crash += lost_rows(
             acknowledged, {job: set(rows) for job, rows in kept.items()}, f"after crash {self.crashes}"
         )
@@ -230,7 +235,7 @@ def acknowledged_rows(stage: Stage) -> dict[str, set[int]]:
     found: dict[str, set[int]] = defaultdict(set)
     for message in stage.links["coordinator/broker"].acknowledged:
         topic = parse_topic(message.topic)
-        if not isinstance(topic, JobTopic) or message.payload in stage.changed:
+        if not isinstance(topic, JobTopic):
             continue
         with contextlib.suppress(WireError):
             result = RESULT.decode(message.payload, RESULT.content_type)
@@ -245,8 +250,6 @@ def _acknowledged_telemetry(stage: Stage) -> set[tuple[str, int, int]]:
     for message in stage.links["coordinator/broker"].acknowledged:
         topic = parse_topic(message.topic)
         if not isinstance(topic, VehicleTopic) or topic.channel is not VehicleChannel.TELE:
-            continue
-        if message.payload in stage.changed:
             continue
         with contextlib.suppress(WireError):
             document = TELEMETRY.decode(message.payload, TELEMETRY.content_type)
@@ -264,18 +267,22 @@ def _copied(*files: Path) -> Iterator[Path]:
         yield Path(folder) / files[0].name
 
 
-def kept_rows(ledger: Path) -> tuple[dict[str, list[int]], dict[str, int]]:
-    """Rows of each job in a ledger that nobody has open, and when the last rows of each vehicle were accepted."""
+def kept_rows(stage: Stage) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Rows of each job in the ledger of a coordinator that has ended, and when each vehicle's last were accepted."""
     kept: dict[str, list[int]] = defaultdict(list)
     last_ms: dict[str, int] = {}
-    for job, vehicle, accepted_ms, pieces in _read(ledger, _PIECES):
+    for job, vehicle, accepted_ms, pieces in _read(stage, _PIECES):
         for start, stop, _ in msgspec.msgpack.decode(pieces):
             kept[job].extend(range(start, stop))
         last_ms[vehicle] = max(last_ms.get(vehicle, 0), accepted_ms)
     return kept, last_ms
 
 
-def _read(ledger: Path, query: str) -> list[Any]:
+def _read(stage: Stage, query: str) -> list[Any]:
+    if stage.postgres is not None:
+        with psycopg.connect(stage.postgres.url, connect_timeout=2, options="-c statement_timeout=5000") as connection:
+            return connection.execute(query.encode()).fetchall()
+    ledger = stage.folder("coordinator") / "ledger.sqlite"
     if not ledger.exists():
         return []
     with _copied(ledger, ledger.with_name(f"{ledger.name}-wal")) as copy:
@@ -300,8 +307,8 @@ def _ask(stage: Run) -> None:
 def _look(stage: Run) -> None:
     """What is in the files when everything has ended."""
     facts = stage.facts
-    facts.leases = [LeaseFacts(*row) for row in _read(stage.ledger, _LEASES)]
-    facts.kept, facts.last_accepted_ms = kept_rows(stage.ledger)
+    facts.leases = [LeaseFacts(*row) for row in _read(stage, _LEASES)]
+    facts.kept, facts.last_accepted_ms = kept_rows(stage)
     facts.rows_acknowledged = acknowledged_rows(stage)
     facts.telemetry_acknowledged = _acknowledged_telemetry(stage)
     facts.telemetry_stored = _stored_telemetry(stage)
@@ -347,7 +354,8 @@ async def _left_over(stage: Stage) -> list[str]:
             break
         await asyncio.sleep(0.1)
     found = [f"process left over: {each}" for each in running]
-    ports = [stage.http_port, stage.broker.port, *([stage.store.port] if stage.store is not None else [])]
+    servers = [server for server in (stage.broker, stage.store, stage.postgres) if server is not None]
+    ports = [stage.http_port, *(server.port for server in servers)]
     for port in ports:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

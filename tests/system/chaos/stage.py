@@ -23,6 +23,7 @@ from idlewheel import Client
 from idlewheel.brokers import Broker, find_mosquitto, free_port
 from idlewheel.processes import dying_with_us
 from tests.influx import InfluxProcess, require_influxd
+from tests.postgres import PostgresProcess, require_postgres
 from tests.system.chaos.plan import LINK_KINDS, MESSAGE_KINDS, Fault, Kind, Plan
 from tests.system.chaos.proxy import ProxiedLink
 from tests.system.deployment import DEADLINE_S, until
@@ -30,7 +31,7 @@ from tests.system.deployment import DEADLINE_S, until
 __all__ = ["Ended", "Stage", "on_stage"]
 
 _RESTART_S: Final = 0.3
-_STOP_S: Final = 10.0
+_STOP_S: Final = 20.0  # what the coordinator allows its steps is less, on a machine that is not full
 _DISK_BYTES: Final = 48 << 20
 _MOSQUITTO: Final = """\
 user root
@@ -59,7 +60,7 @@ class Ended(Exception):
 
 
 class Stage:
-    """Processes by name: `coordinator`, `broker`, `store`, and cars as `car-1`. Links by name: `car-1/broker`."""
+    """Processes by name: `coordinator`, `broker`, `store`, `ledger`, and cars as `car-1`. Links as `car-1/broker`."""
 
     def __init__(self, plan: Plan, directory: Path) -> None:
         self.plan = plan
@@ -80,15 +81,11 @@ class Stage:
         self._suffering: set[asyncio.Task[None]] = set()
         self.broker: Broker
         self.store: InfluxProcess | None = None
-        self.changed: set[bytes] = set()  # payloads that no side has sent
+        self.postgres: PostgresProcess | None = None
 
     @property
     def cars(self) -> list[str]:
         return [f"car-{number}" for number in range(1, self.plan.cars + 1)]
-
-    @property
-    def ledger(self) -> Path:
-        return self.folder("coordinator") / "ledger.sqlite"
 
     def folder(self, name: str) -> Path:
         """Where a process keeps its files."""
@@ -118,12 +115,15 @@ class Stage:
             self.folder("store").mkdir()
             self.store = InfluxProcess(require_influxd("1.6.7"), self.folder("store"))
             await asyncio.to_thread(self.store.start)
+        if self.plan.ledger == "postgres":
+            self.postgres = PostgresProcess(require_postgres())
+            await asyncio.to_thread(self.postgres.start)
         for name, target, mqtt in [("coordinator/broker", port, True)] + [
             link
             for car in self.cars
             for link in ((f"{car}/broker", port, True), (f"{car}/http", self.http_port, False))
         ]:
-            self.links[name] = ProxiedLink(name, target, self._rng, mqtt=mqtt, changed=self.changed)
+            self.links[name] = ProxiedLink(name, target, self._rng, mqtt=mqtt)
             await self.links[name].open()
         (self.directory / "fleet-policy.json").write_text('{"owner": "operator", "purposes": ["general"]}')
         for name in ("coordinator", *self.cars):
@@ -175,6 +175,7 @@ class Stage:
                 "DATA": str(self.folder(name)),
                 "FLEET": "test",
                 "STORE": "" if self.store is None else self.store.url("fleet"),
+                "LEDGER": "" if self.postgres is None else self.postgres.url,
                 "FLEET_POLICY": str(self.directory / "fleet-policy.json"),
             }
             return ["coordinator.daemon"], {f"IDLEWHEEL_COORDINATOR_{key}": value for key, value in environment.items()}
@@ -188,7 +189,7 @@ class Stage:
         return self.directory / f"{name}.clock"
 
     def _environment(self) -> dict[str, str]:
-        return {"IDLEWHEEL_CHAOS": self.mark, "TMPDIR": str(self.directory / "tmp")}
+        return {"IDLEWHEEL_CHAOS": self.mark, "TMPDIR": str(self.directory / "tmp"), "PYTHONFAULTHANDLER": "1"}
 
     # What happens to them --------------------------------------------------------------------------------------------
 
@@ -217,7 +218,12 @@ class Stage:
                 await self._revoke(fault.target)
 
     async def _kill(self, target: str, for_s: float) -> None:
-        if target == "broker":
+        if target == "ledger":
+            assert self.postgres is not None
+            await asyncio.to_thread(self.postgres.kill)
+            await asyncio.sleep(for_s)
+            await asyncio.to_thread(self.postgres.start)
+        elif target == "broker":
             await self.broker.kill()
             await asyncio.sleep(for_s)
             await self.broker.start()
@@ -249,7 +255,10 @@ class Stage:
         """What must hold when the coordinator has died; the runner says it."""
 
     async def _pause(self, target: str, for_s: float) -> None:
-        if target == "store":
+        if target == "ledger":
+            assert self.postgres is not None
+            pid = self.postgres.pid
+        elif target == "store":
             assert self.store is not None
             pid = self.store.pid
         elif target == "broker":
@@ -261,9 +270,13 @@ class Stage:
             pid = worker.pid
         else:
             pid = self._processes[target].pid
-        _send(pid, signal.SIGSTOP)
+        # PostgreSQL has a process for each connection; all others that are paused have none that matters.
+        pids = [pid, *([child.pid for child in psutil.Process(pid).children()] if target == "ledger" else [])]
+        for each in pids:
+            _send(each, signal.SIGSTOP)
         await asyncio.sleep(for_s)
-        _send(pid, signal.SIGCONT)
+        for each in pids:
+            _send(each, signal.SIGCONT)
 
     async def _worker(self, target: str) -> psutil.Process | None:
         """The worker process of a car, once it has one."""
@@ -346,8 +359,8 @@ class Stage:
                 async with asyncio.timeout(_STOP_S):
                     code = await process.wait()
             except TimeoutError:
-                objections.append(f"{name} did not end within {_STOP_S:g} s of SIGTERM")
-                process.kill()
+                objections.append(f"{name} did not end within {_STOP_S:g} s of SIGTERM: its log says where it stood")
+                _send(process.pid, signal.SIGABRT)
                 await process.wait()
             else:
                 if code:
@@ -370,6 +383,8 @@ class Stage:
             await self.broker.stop()
         if self.store is not None:
             self.store.kill()
+        if self.postgres is not None:
+            self.postgres.close()
 
     def unmount(self) -> None:
         """Copy what is on small disks, so that it can be looked at, and let go of them."""
