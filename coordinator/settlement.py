@@ -94,9 +94,10 @@ class Settlement:
 
     def _bounded(self, us: list[int], mwh: list[int], bounds: _Bounds, spare_mwh: float) -> tuple[list[int], list[int]]:
         """The same in proportion, as far as they can be true together."""
-        if sum(us) > bounds.most_us:
+        most = max(0, bounds.most_us)  # below zero where the clock was set back
+        if sum(us) > most:
             self.refusals["result_time_capped"] += 1
-            us = split(max(0, bounds.most_us), us)
+            us = split(most, us)
         energy_mwh = int(most_mwh(sum(us), *bounds.power_w, self.limits) + spare_mwh)
         if sum(mwh) > energy_mwh:
             self.totals.energy_capped_mwh += sum(mwh) - energy_mwh

@@ -356,6 +356,17 @@ def test_rows_that_came_before_buy_no_time_for_those_of_a_later_lease() -> None:
     assert core.refusals == {"result_time_capped": 1, "result_energy_capped": 1, "result_duplicate_rows": 2}
 
 
+def test_rows_that_come_after_the_clock_was_set_back_are_kept_without_pay() -> None:
+    core = core_with(*arrival("car-1", slots=2, now_ms=60_000), JobSubmitted(job(rows=4, chunk_rows=2)), now_ms=60_000)
+    (one,) = [c.lease for c in core.assign(60_000) if isinstance(c, GrantLease)]
+    early = Span(one.chunk, one.start, one.stop)
+    core.handle(rows_of("car-1", "j1", early, compute_ms=0.0, energy_mwh=0), 60_000)
+    (two,) = [c.lease for c in core.assign(60_000) if isinstance(c, GrantLease)]
+    both = rows_of("car-1", "j1", early, Span(two.chunk, two.start, two.stop), compute_ms=7.0)
+    (added,) = [c for c in core.handle(both, 50_000) if isinstance(c, AddRows)]
+    assert (added.rows.pieces, added.rows.compute_ms) == ((Piece(2, 4, 2),), 0.0)
+
+
 def test_what_is_left_of_a_milliwatt_hour_is_granted_once_and_not_for_every_message() -> None:
     core = core_with(*arrival("liar"), JobSubmitted(job(rows=100, chunk_rows=100)))
     core.assign(0)
