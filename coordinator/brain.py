@@ -11,7 +11,17 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from coordinator.clock import SteadyClock
-from coordinator.commands import AddRows, Command, EndJob, FindOut, LedgerWrite, SendControl, SendPolicy, SendTask
+from coordinator.commands import (
+    AddRows,
+    CheckBlob,
+    Command,
+    EndJob,
+    FindOut,
+    LedgerWrite,
+    SendControl,
+    SendPolicy,
+    SendTask,
+)
 from coordinator.core import Core
 from coordinator.delays import Delay
 from coordinator.events import Event, Tick
@@ -94,11 +104,11 @@ class Brain:
     async def run(
         self,
         send: Callable[[Sequence[SendTask | SendControl | SendPolicy]], None],
-        ask: Callable[[Sequence[FindOut]], None],
+        ask: Callable[[Sequence[FindOut | CheckBlob]], None],
         has_room: Callable[[], bool],
     ) -> None:
         """Take rounds until cancelled; `send` gets the commands of a round that are no writes, once those are durable;
-        `ask` gets the rows that are to be found out.
+        `ask` gets what is to be found out.
 
         Work is given only in rounds in which there `has_room` for more tasks; until then rows wait where any car may
         still have them.
@@ -123,7 +133,7 @@ class Brain:
             spoken = [command for command in commands if isinstance(command, SendTask | SendControl | SendPolicy)]
             if spoken:
                 send(spoken)
-            asked = [command for command in commands if isinstance(command, FindOut)]
+            asked = [command for command in commands if isinstance(command, FindOut | CheckBlob)]
             if asked:
                 ask(asked)
             for call in acknowledge:

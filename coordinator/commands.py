@@ -27,6 +27,7 @@ __all__ = [
     "AddJob",
     "AddModel",
     "AddRows",
+    "CheckBlob",
     "Command",
     "EndJob",
     "EndLease",
@@ -193,4 +194,11 @@ class FindOut:
     rows: tuple[int, ...]
 
 
-Command = LedgerWrite | SendTask | SendControl | SendPolicy | FindOut
+@dataclass(frozen=True, slots=True)
+class CheckBlob:
+    """See whether a blob is still what its digest says; if it is not, the answer is `BlobLost`."""
+
+    digest: str
+
+
+Command = LedgerWrite | SendTask | SendControl | SendPolicy | FindOut | CheckBlob

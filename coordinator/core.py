@@ -17,6 +17,7 @@ from coordinator.commands import (
     AddJob,
     AddModel,
     AddRows,
+    CheckBlob,
     Command,
     EndJob,
     EndLease,
@@ -25,6 +26,7 @@ from coordinator.commands import (
 from coordinator.conduct import Conduct
 from coordinator.consents import Consents
 from coordinator.events import (
+    BlobLost,
     Event,
     JobCancelled,
     JobSubmitted,
@@ -242,6 +244,8 @@ class Core:
                 self.scheduler.rest(vehicle, now_ms)
                 self.counters["task_undelivered"] += 1
                 return self._leases.release(job, chunks, LeaseEnd.LOST, now_ms)
+            case BlobLost(digest, error):
+                return self._blob_lost(digest, error, now_ms)
             case ModelAdded(model):
                 self.models[model.digest] = model
                 return [AddModel(model)]
@@ -304,7 +308,14 @@ class Core:
         if refusal.reason is RefusalReason.DRAINING:
             self.fleet.column["draining"][row] = True
             self._reasons_ms = -1
-        return self._leases.release(refusal.job, sorted(chunks), LeaseEnd.RELEASED, now_ms)
+        commands = self._leases.release(refusal.job, sorted(chunks), LeaseEnd.RELEASED, now_ms)
+        missing = {
+            RefusalReason.MODEL_MISSING: progress.job.model,
+            RefusalReason.INPUTS_MISSING: progress.job.inputs,
+        }.get(refusal.reason)
+        if missing is not None:  # through the car's fault, its link's, or ours
+            commands.append(CheckBlob(missing))
+        return commands
 
     # Results --------------------------------------------------------------------------------------------------------
 
@@ -396,6 +407,16 @@ class Core:
 
         commands = self._faults.rows_failed(vehicle, progress, spans, error, others_left, now_ms)
         return commands + self._end_if_finished(progress, now_ms)
+
+    def _blob_lost(self, digest: str, error: str, now_ms: int) -> list[Command]:
+        """Nobody can compute the jobs that stand on it."""
+        self.refusals["blob_lost"] += 1
+        commands: list[Command] = []
+        for job in [progress.job for progress in self.jobs.values()]:
+            if digest in {job.model, job.inputs}:
+                what = "model" if digest == job.model else "inputs"
+                commands += self._end_job(job.id, JobState.FAILED, f"its {what}: {error}", now_ms)
+        return commands
 
     # Ends -------------------------------------------------------------------------------------------------------------
 

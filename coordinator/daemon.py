@@ -15,6 +15,7 @@ import socket
 import ssl
 import sys
 from collections import Counter
+from collections.abc import Sequence
 
 import uvloop
 from pydantic import ValidationError
@@ -29,7 +30,9 @@ from coordinator.adapters.onnx_inspector import OnnxInspector
 from coordinator.adapters.onnx_runner import OnnxRunner
 from coordinator.adapters.sqlite_ledger import SqliteLedger
 from coordinator.adapters.state_file import StateFile
+from coordinator.blob_watch import BlobWatch
 from coordinator.brain import Brain, wall_clock_ms
+from coordinator.commands import CheckBlob, FindOut
 from coordinator.core import Core, CorePolicy
 from coordinator.desk import CoordinatorDesk
 from coordinator.dispatch import Dispatch
@@ -130,6 +133,7 @@ async def _serve(
     tracer = Tracer(random_source, spans)
     dispatch = Dispatch(topics, inputs, core, lambda event: brain.put([event]), settings.max_packet_bytes, tracer)
     referee = Referee(core, inputs, blobs, OnnxRunner(), lambda event: brain.put([event]))
+    watch = BlobWatch(blobs, lambda event: brain.put([event]))
     telemetry = TelemetryWriter(store)
     link = Link(
         options=_connect_options(settings),
@@ -168,18 +172,23 @@ async def _serve(
             waiting_ms=telemetry.lag_ms,
             store=store.status(),
             events_waiting=brain.waiting,
-            refusals=refusals + dispatch.counters + referee.counters,
+            refusals=refusals + dispatch.counters + referee.counters + watch.counters,
         )
+
+    def ask(commands: Sequence[FindOut | CheckBlob]) -> None:
+        referee.put([command for command in commands if isinstance(command, FindOut)])
+        watch.put([command for command in commands if isinstance(command, CheckBlob)])
 
     await telemetry.open()
     await memory.recall(wall_clock_ms())
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(brain.run(dispatch.put, referee.put, lambda: dispatch.has_room), name="brain")
+            tasks.create_task(brain.run(dispatch.put, ask, lambda: dispatch.has_room), name="brain")
             tasks.create_task(brain.tick(link.listens), name="ticker")
             tasks.create_task(telemetry.run(), name="telemetry")
             tasks.create_task(dispatch.run(), name="dispatch")
             tasks.create_task(referee.run(), name="referee")
+            tasks.create_task(watch.run(), name="blob watch")
             tasks.create_task(link.run(), name="link")
             tasks.create_task(serve(build_app(desk, blobs, refusals, lambda: observer.latest), listener), name="http")
             tasks.create_task(

@@ -85,10 +85,12 @@ class CoordinatorDesk:
         """Check and register a stored blob as a model; again and again is fine. Raises Rejected, ResourceMissing."""
         known = self._core.models.get(digest)
         if known is None:
-            size = await self._blobs.size(digest)
-            view = await self._inspector.inspect(await self._blobs.read(digest, 0, size))
-            known = Model(digest, size, tuple(view.inputs), tuple(view.outputs), view.batch_rows)
+            data = await self._blobs.whole(digest)
+            view = await self._inspector.inspect(data)
+            known = Model(digest, len(data), tuple(view.inputs), tuple(view.outputs), view.batch_rows)
             await self._brain.put_and_wait(ModelAdded(known))
+        else:
+            await self._blobs.size(digest)  # it is known for good, and its bytes may be gone
         return ModelView(digest, known.size, list(known.inputs), list(known.outputs), known.batch_rows)
 
     async def submit(self, request: JobRequest, caller: TraceContext | None) -> JobView:
@@ -237,8 +239,7 @@ class CoordinatorDesk:
         if accepted.payload is not None:
             return decode_payload(accepted.payload)
         assert accepted.payload_ref is not None
-        size = await self._blobs.size(accepted.payload_ref)
-        return decode_bundle(await self._blobs.read(accepted.payload_ref, 0, size))
+        return decode_bundle(await self._blobs.whole(accepted.payload_ref))
 
     async def input_rows(self, job: str, start: int, stop: int) -> bytes:
         """The bundle of the input rows of these slots. Raises ResourceMissing."""

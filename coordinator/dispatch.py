@@ -14,8 +14,8 @@ import msgspec
 
 from coordinator.brain import wall_clock_ms
 from coordinator.commands import SendControl, SendPolicy, SendTask
-from coordinator.errors import CoordinatorError
-from coordinator.events import TaskUndelivered
+from coordinator.errors import CoordinatorError, StoreUnavailable
+from coordinator.events import BlobLost, TaskUndelivered
 from coordinator.model import Job, LeaseRecord, Model
 from coordinator.ports import InputReader
 from coordinator.progress import row_range
@@ -44,9 +44,9 @@ class Catalogue(Protocol):
 
 
 class Undelivered(Protocol):
-    """Takes tasks back that nobody received."""
+    """Takes tasks back that nobody received, and learns of inputs that nobody can have."""
 
-    def __call__(self, event: TaskUndelivered) -> None: ...
+    def __call__(self, event: TaskUndelivered | BlobLost) -> None: ...
 
 
 class Dispatch:
@@ -139,7 +139,10 @@ class Dispatch:
                 await self._send_one(command, job, task, leases)
         except CoordinatorError as error:
             self.counters[f"inputs_{error.code}"] += 1
-            self._give_back(command, command.leases)
+            if isinstance(error, StoreUnavailable):
+                self._give_back(command, command.leases)
+            else:
+                self._undelivered(BlobLost(job.inputs, error.detail))
 
     async def _tasks(self, command: SendTask, job: Job, model: Model) -> list[tuple[Task, Sequence[LeaseRecord]]]:
         """One task with its inputs inside or, where they are too large for a packet, one a lease with a reference."""

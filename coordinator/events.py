@@ -15,6 +15,7 @@ from fleet_wire.policy import OwnerPolicy
 __all__ = [
     "BOOLEAN_SIGNALS",
     "NUMBER_SIGNALS",
+    "BlobLost",
     "Event",
     "JobCancelled",
     "JobSubmitted",
@@ -193,6 +194,14 @@ class TaskUndelivered:
 
 
 @dataclass(frozen=True, slots=True)
+class BlobLost:
+    """A model's or inputs' bytes are not in the store any more, or are others; `error` says so to a person."""
+
+    digest: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelAdded:
     """A model was checked and may be used."""
 
@@ -237,6 +246,7 @@ Event = (
     | RowsFailed
     | RowsKnown
     | TaskUndelivered
+    | BlobLost
     | ModelAdded
     | JobSubmitted
     | JobCancelled

@@ -28,6 +28,7 @@ from coordinator.events import (
     PlugHistory,
     RowsFailed,
     RowsReceived,
+    TaskRefused,
     TelemetryBatch,
     VehiclesHeard,
     VehiclesRemembered,
@@ -38,7 +39,7 @@ from fleet_link import ConnectOptions, LinkError, LinkLost, Message, Session, Tr
 from fleet_wire.bundle import decode_bundle
 from fleet_wire.codec import CONTROL, COORDINATOR
 from fleet_wire.errors import WireError
-from fleet_wire.messages import CoordinatorState, Failure, Notice, Rows
+from fleet_wire.messages import CoordinatorState, Failure, Notice, Refusal, RefusalReason, Rows
 from fleet_wire.tensors import encode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
 from fleet_wire.trace import TraceContext, trace_of
@@ -279,8 +280,7 @@ class Link:
         acknowledge = self._acknowledging(session, [packet], self.message_waits)
         digest = rows.outputs_ref.digest
         try:
-            size = await self._blobs.size(digest)
-            outputs = encode_tensors(decode_bundle(await self._blobs.read(digest, 0, size)))
+            outputs = encode_tensors(decode_bundle(await self._blobs.whole(digest)))
             found = self._brain.core.find(rows.job)
             if found is not None and found[0].terms.verification.rule != "none":  # kept whole until they are verified
                 rows = msgspec.structs.replace(rows, outputs=outputs, outputs_ref=None)
@@ -288,6 +288,10 @@ class Link:
         except (ResourceMissing, WireError) as error:
             self._counters["result_blob_unusable"] += 1
             event = RowsFailed(vehicle, Failure(rows.job, rows.epoch, rows.spans, f"outputs_ref: {error}"))
+        except StoreUnavailable as error:  # not the vehicle's fault: as if it had given these leases back
+            self._counters["result_blob_unread"] += 1
+            chunks = list(dict.fromkeys(span.chunk for span in rows.spans))
+            event = TaskRefused(vehicle, Refusal(rows.job, rows.epoch, RefusalReason.BUSY, chunks, error.detail))
         self._brain.put([event], acknowledge)
         self._trace([(event, packet)])
 

@@ -267,6 +267,15 @@ class BlobStore(Protocol):
     def stream(self, digest: str, start: int, stop: int) -> AsyncIterator[bytes]:
         """The same in pieces. Raises ResourceMissing at the first piece."""
 
+    async def whole(self, digest: str) -> bytes:
+        """All bytes, which are sure to be the right ones. Raises ResourceMissing.
+
+        Its code is "blob_damaged" where they changed in the store: they are put aside, and can be put again.
+        """
+
+    async def check(self, digest: str) -> None:
+        """The same without the bytes, however many they are."""
+
 
 class InputReader(Protocol):
     """Rows out of the input bundles of jobs."""

@@ -136,7 +136,7 @@ class Referee:
     async def _load(self, model: Model) -> None:
         if self._runner.model == model.digest:
             return
-        await self._runner.load(model.digest, await self._blobs.read(model.digest, 0, model.size))
+        await self._runner.load(model.digest, await self._blobs.whole(model.digest))
         self._row_s = _TURN_S  # one row first, to see how long it takes
 
     async def _compute(self, job: Job, model: Model, rows: Sequence[int]) -> None:

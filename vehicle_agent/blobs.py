@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+from collections import Counter, OrderedDict
 from io import BufferedRandom, BytesIO
 from random import Random
+from time import monotonic
 
 import httpx
 
@@ -15,6 +17,10 @@ __all__ = ["Blobs"]
 Sink = BytesIO | BufferedRandom
 
 _ATTEMPTS = 5
+_WRONG_TWICE = 2  # once it may have been spoilt on the way, or by what was there before; twice it is the source
+_QUARANTINE_S = 60.0
+_LONGEST_QUARANTINE_S = 1800.0
+_MOST_QUARANTINED = 256
 _FIRST_WAIT_S = 0.2
 _TIMEOUT_S = 10.0
 _OK, _PARTIAL, _BAD_RANGE, _TOO_MANY, _SERVER = 200, 206, 416, 429, 500
@@ -23,13 +29,16 @@ _OK, _PARTIAL, _BAD_RANGE, _TOO_MANY, _SERVER = 200, 206, 416, 429, 500
 class Blobs:
     """The coordinator's blob store. `url` follows the coordinator; it is empty until one was heard of.
 
-    `bytes_moved` counts the bodies that were sent and received, whatever became of them.
+    `bytes_moved` counts the bodies that were sent and received, whatever became of them. A source of wrong bytes, twice
+    in a row, is left alone for a while that doubles each time: a large model takes much of the link for nothing.
     """
 
-    def __init__(self, url: str, random: Random) -> None:
+    def __init__(self, url: str, random: Random, counters: Counter[str]) -> None:
         self.url = url
         self.bytes_moved = 0
         self._random = random
+        self._counters = counters
+        self._quarantined: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._client: httpx.AsyncClient | None = None
 
     async def fetch(self, ref: BlobRef, sink: Sink) -> None:
@@ -37,7 +46,10 @@ class Blobs:
 
         What was received stays in the sink when the network fails, so that the next attempt goes on from there.
         """
+        source = f"{self.url}{ref.path}"
+        self._expect_free(source, ref)
         problem = "no attempt"
+        wrong = 0
         for attempt in range(_ATTEMPTS):
             await self._wait(attempt)
             try:
@@ -48,10 +60,32 @@ class Blobs:
                     break
                 continue
             if await asyncio.to_thread(_digest, sink) == ref.digest:
+                self._quarantined.pop(source, None)
                 return
             sink.truncate(0)
             problem = "the bytes do not have the digest that was promised"
-        raise BlobUnavailable(f"{self.url}{ref.path}: {problem}")
+            self._counters["blob_digest_mismatch"] += 1
+            wrong += 1
+            if wrong == _WRONG_TWICE:
+                self._quarantine(source)
+                break
+        raise BlobUnavailable(f"{source}: {problem}")
+
+    def _expect_free(self, source: str, ref: BlobRef) -> None:
+        until_s, _ = self._quarantined.get(source, (0.0, 0.0))
+        left_s = until_s - monotonic()
+        if left_s > 0:
+            self._counters["blob_quarantined"] += 1
+            raise BlobUnavailable(
+                f"{source}: its bytes did not have SHA-256 {ref.digest}, and it is not asked again for {left_s:.0f} s"
+            )
+
+    def _quarantine(self, source: str) -> None:
+        _, before_s = self._quarantined.pop(source, (0.0, _QUARANTINE_S / 2))
+        lasts_s = min(2 * before_s, _LONGEST_QUARANTINE_S)
+        self._quarantined[source] = monotonic() + lasts_s, lasts_s
+        if len(self._quarantined) > _MOST_QUARANTINED:
+            self._quarantined.popitem(last=False)
 
     async def store(self, data: bytes) -> BlobRef:
         """Store bytes under their digest. Raise BlobUnavailable."""

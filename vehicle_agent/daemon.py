@@ -98,7 +98,7 @@ async def run_agent(
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     counted: Counter[str] = Counter() if counters is None else counters
     spool = Spool.open(settings.data_dir / "outbox.sqlite", settings.spool_bytes, counted)
-    blobs = Blobs(settings.http_url, random)
+    blobs = Blobs(settings.http_url, random, counted)
     try:
         async with contextlib.AsyncExitStack() as ending:
             ending.callback(spool.close)

@@ -18,6 +18,7 @@ __all__ = ["InputRows"]
 _PAGE_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 1 << 20
 _HEADERS = 64
+_CHECKED_BYTES = 1 << 30  # of a larger bundle only that it is whole: to read all of it would keep others waiting
 _STRING = "string"
 _OFFSET = np.dtype("<u4")
 
@@ -25,7 +26,7 @@ Range = tuple[int, int]
 
 
 class InputRows:
-    """Opens bundles and reads rows. A blob never changes, so what was read once stays right."""
+    """Opens bundles and reads rows. A bundle is checked when it is opened; what was read then stays right."""
 
     def __init__(self, blobs: BlobStore, cache_bytes: int = 64 << 20) -> None:
         self._blobs = blobs
@@ -138,6 +139,8 @@ class InputRows:
 
     async def _read_header(self, digest: str) -> BundleHeader:
         size = await self._blobs.size(digest)
+        if size <= _CHECKED_BYTES:
+            await self._blobs.check(digest)
         prefix = await self._blobs.read(digest, 0, PREFIX_BYTES)
         length = header_length(prefix)
         if length > _MAX_HEADER_BYTES:

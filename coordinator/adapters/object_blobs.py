@@ -1,6 +1,8 @@
 """Blobs by their SHA-256 in any object store: a folder, S3, GCS or Azure. Never holds a whole blob that is streamed."""
 
+import asyncio
 import hashlib
+import logging
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -20,10 +22,14 @@ _UPLOAD_PART_BYTES = 5 << 20  # the least that S3 takes as a part
 _UPLOADS_AT_ONCE = 2
 _PIECE_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_log = logging.getLogger(__name__)
 
 
 class ObjectBlobs:
-    """Content-addressed as `sha256/ab/abcd…`. A put of the store is atomic: a blob is there whole or not at all."""
+    """Content-addressed as `sha256/ab/abcd…`. A put of the store is atomic: a blob is there whole or not at all.
+
+    What is found to have changed since goes to `damaged/abcd…`, for a person to look at: it is served no more.
+    """
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -49,7 +55,7 @@ class ObjectBlobs:
             raise Rejected("digest_mismatch", f"{digest[:80]!r} is no SHA-256 in lower-case hexadecimal")
         checked = _CheckedStream(chunks, digest)
         with _failures():
-            if await self._is_kept(digest):
+            if await self._is_kept_whole(digest):
                 async for _ in checked:
                     pass
             else:
@@ -89,9 +95,30 @@ class ObjectBlobs:
                 async for piece in found.stream(_PIECE_BYTES):
                     yield bytes(piece)
 
-    async def _is_kept(self, digest: str) -> bool:
+    async def whole(self, digest: str) -> bytes:
+        """All bytes. Raises ResourceMissing, with "blob_damaged" where they changed and are put aside now."""
+        data = await self.read(digest, 0, await self.size(digest))
+        if await asyncio.to_thread(_digest_of, data) != digest:
+            raise await self._put_aside(digest)
+        return data
+
+    async def check(self, digest: str) -> None:
+        """The same without the bytes, however many they are."""
+        found = hashlib.sha256()
+        async for piece in self.stream(digest, 0, await self.size(digest)):
+            found.update(piece)
+        if found.hexdigest() != digest:
+            raise await self._put_aside(digest)
+
+    async def _put_aside(self, digest: str) -> ResourceMissing:
+        with _failures(digest):
+            await obstore.rename_async(self._store, _path(digest), f"damaged/{digest}")
+        _log.warning("blob %s has changed in the store, and was moved to damaged/", digest)
+        return ResourceMissing("blob_damaged", f"blob {digest} has changed in the store: send it again")
+
+    async def _is_kept_whole(self, digest: str) -> bool:
         try:
-            await self.size(digest)
+            await self.check(digest)
         except ResourceMissing:
             return False
         return True
@@ -115,6 +142,10 @@ class _CheckedStream:
             raise Rejected(
                 "digest_mismatch", f"the bytes have SHA-256 {found.hexdigest()}, not {self._digest}: send them again"
             )
+
+
+def _digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _path(digest: str) -> str:

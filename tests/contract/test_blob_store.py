@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import obstore
 import pytest
 
 from coordinator.adapters.object_blobs import ObjectBlobs
@@ -113,3 +114,44 @@ async def test_a_digest_that_is_none_is_refused(blobs: BlobStore, digest: str) -
 def test_a_place_that_cannot_be_used_is_named() -> None:
     with pytest.raises(StoreUnavailable):
         ObjectBlobs.at_url("nonsense://bucket/prefix")
+
+
+async def change(blobs: BlobStore, digest: str, data: bytes) -> None:
+    """What a bad disk, a power failure, or a wrong object does: the name stays, the bytes are others."""
+    await obstore.put_async(blobs._store, f"sha256/{digest[:2]}/{digest}", data)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("changed", [b"", b"x" * 69_999, b"x" * 70_000], ids=["empty", "truncated", "another"])
+async def test_bytes_that_changed_in_the_store_are_put_aside_and_can_be_put_again(
+    blobs: BlobStore, changed: bytes
+) -> None:
+    data = sample(70_000)
+    digest = await keep(blobs, data)
+    assert await blobs.whole(digest) == data
+    await blobs.check(digest)
+    for find_out in (blobs.check, blobs.whole):
+        await change(blobs, digest, changed)
+        with pytest.raises(ResourceMissing, match="send it again") as damaged:
+            await find_out(digest)
+        assert damaged.value.code == "blob_damaged"
+        with pytest.raises(ResourceMissing) as missing:
+            await blobs.size(digest)
+        assert missing.value.code == "blob_missing"
+        kept = await obstore.get_async(blobs._store, f"damaged/{digest}")  # type: ignore[attr-defined]
+        assert bytes(await kept.bytes_async()) == changed
+        assert await keep(blobs, data) == digest
+        assert await blobs.whole(digest) == data
+
+
+async def test_the_right_bytes_replace_changed_ones_that_nobody_had_found(blobs: BlobStore) -> None:
+    data = sample(70_000)
+    digest = await keep(blobs, data)
+    await change(blobs, digest, data[:500])
+    await keep(blobs, data)
+    assert await blobs.read(digest, 0, len(data)) == data
+
+
+async def test_what_is_not_there_cannot_be_checked(blobs: BlobStore) -> None:
+    for find_out in (blobs.check, blobs.whole):
+        with pytest.raises(ResourceMissing):
+            await find_out("0" * 64)

@@ -8,7 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class BlobServer(ThreadingHTTPServer):
-    """`cut_after` ends each answer early; `ignore_ranges` sends the whole blob whatever is asked for."""
+    """`cut_after` ends each answer early; `ignore_ranges` sends the whole blob whatever is asked for.
+
+    While `go_on` is cleared, nobody who asks is answered.
+    """
 
     daemon_threads = True
 
@@ -19,6 +22,8 @@ class BlobServer(ThreadingHTTPServer):
         self.cut_after: int | None = None
         self.ignore_ranges = False
         self.status: int | None = None
+        self.go_on = threading.Event()
+        self.go_on.set()
 
     @property
     def url(self) -> str:
@@ -31,6 +36,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server = self.server
         server.ranges.append(self.headers.get("Range"))
+        server.go_on.wait()
         if server.status is not None or self.path not in server.blobs:
             self.send_error(server.status or 404)
             return
@@ -66,5 +72,6 @@ def serve_blobs() -> Iterator[BlobServer]:
         try:
             yield server
         finally:
+            server.go_on.set()
             server.shutdown()
             thread.join()

@@ -224,7 +224,7 @@ async def test_unplugging_stops_the_work_at_once_and_gives_the_leases_back(
     coordinator: Coordinator, settings: AgentSettings, blobs: BlobServer, tmp_path: Path
 ) -> None:
     model = model_ref(blobs, doubling(tmp_path / "m.onnx"))
-    blobs.status = 503  # so that the leases stay open
+    blobs.go_on.clear()  # so that the leases stay open
     car, counters = Car(), Counter[str]()
     async with running(settings, car, counters):
         await coordinator.until(lambda: len(coordinator.heard) >= 3)
@@ -244,7 +244,7 @@ async def test_revoking_stops_the_work_at_once_and_holds_after_a_restart(
     coordinator: Coordinator, settings: AgentSettings, blobs: BlobServer, tmp_path: Path
 ) -> None:
     model = model_ref(blobs, doubling(tmp_path / "m.onnx"))
-    blobs.status = 503  # so that the leases stay open
+    blobs.go_on.clear()  # so that the leases stay open
     car, counters = Car(), Counter[str]()
     topic = TOPICS.vehicle("car-1", VehicleChannel.POLICY)
     (settings.data_dir / "policy").unlink()
@@ -363,7 +363,7 @@ async def test_a_rebirth_and_a_cancel_are_obeyed(
     coordinator: Coordinator, settings: AgentSettings, blobs: BlobServer, tmp_path: Path
 ) -> None:
     model = model_ref(blobs, doubling(tmp_path / "m.onnx"))
-    blobs.status = 503
+    blobs.go_on.clear()
     async with running(settings, Car(), Counter()):
         await coordinator.until(lambda: len(coordinator.heard) >= 3)
         await coordinator.send(VehicleChannel.CTL, CONTROL, Rebirth())
@@ -387,7 +387,7 @@ async def test_results_of_a_broken_link_arrive_after_it_is_back_under_a_new_epoc
         return one, asyncio.create_task(one.listen())
 
     settings = settings.model_copy(update={"http_url": blobs.url})
-    blobs.status = 503
+    blobs.go_on.clear()
     async with running(settings, car, counters) as agent:
         coordinator, listening = await side()
         await coordinator.until(lambda: bool(coordinator.of(State)))
@@ -396,7 +396,7 @@ async def test_results_of_a_broken_link_arrive_after_it_is_back_under_a_new_epoc
         await coordinator.until(lambda: bool(coordinator.of(Refusal)))  # so both tasks were taken in
         await broker.kill()
         listening.cancel()
-        blobs.status = None
+        blobs.go_on.set()
         async with asyncio.timeout(DEADLINE_S):
             while counters["spooled"] == 0:
                 assert not agent.done()

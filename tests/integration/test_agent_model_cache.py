@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -17,11 +18,13 @@ from vehicle_agent.errors import BlobUnavailable
 from vehicle_agent.models import ModelCache
 
 DATA = random.Random(3).randbytes(100_000)
+COUNTERS: Counter[str] = Counter()
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blobs_module, "_FIRST_WAIT_S", 0.001)
+    COUNTERS.clear()
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def server() -> Iterator[BlobServer]:
 
 @pytest.fixture
 async def blobs(server: BlobServer) -> AsyncIterator[Blobs]:
-    blobs = Blobs(server.url, random.Random(1))
+    blobs = Blobs(server.url, random.Random(1), COUNTERS)
     yield blobs
     await blobs.close()
 
@@ -87,6 +90,7 @@ async def test_a_wrong_beginning_is_found_by_the_digest_and_fetched_again(
     (tmp_path / f"{ref.digest}.car.part").write_bytes(b"x" * 500)
     assert (await ModelCache(tmp_path, "car", 1 << 20, blobs).obtain(ref)).read_bytes() == DATA
     assert server.ranges == ["bytes=500-", None]
+    assert COUNTERS == {"blob_digest_mismatch": 1}
 
 
 @pytest.mark.parametrize("served", [DATA[:-1] + b"x", DATA + b"more"])
@@ -99,6 +103,39 @@ async def test_bytes_that_are_not_what_was_promised_are_never_kept(
     with pytest.raises(BlobUnavailable, match=r"digest|promised"):
         await cache.obtain(ref)
     assert cache.digests() == []
+
+
+async def test_a_source_of_wrong_bytes_is_left_alone_for_longer_and_longer(
+    server: BlobServer, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1_000.0
+    monkeypatch.setattr(blobs_module, "monotonic", lambda: now_s)
+    ref, other = put(server, DATA), put(server, b"other")
+    server.blobs[ref.path] = DATA[:-1] + b"x"
+
+    async def refused() -> str:
+        with pytest.raises(BlobUnavailable) as error:
+            await blobs.fetch(ref, BytesIO())
+        return str(error.value)
+
+    for lasts_s in (60, 120, 240):
+        server.ranges = []
+        assert await refused() == f"{server.url}{ref.path}: the bytes do not have the digest that was promised"
+        assert len(server.ranges) == 2
+        assert await refused() == (
+            f"{server.url}{ref.path}: its bytes did not have SHA-256 {ref.digest}, "
+            f"and it is not asked again for {lasts_s} s"
+        )
+        assert len(server.ranges) == 2
+        await blobs.fetch(other, BytesIO())  # the rest of the store is not to blame
+        now_s += lasts_s
+    assert COUNTERS == {"blob_digest_mismatch": 6, "blob_quarantined": 3}
+
+    server.blobs[ref.path] = DATA
+    await blobs.fetch(ref, BytesIO())
+    server.blobs[ref.path] = DATA[:-1] + b"x"
+    await refused()
+    assert "for 60 s" in await refused()
 
 
 async def test_what_is_not_there_is_not_asked_for_again(server: BlobServer, blobs: Blobs) -> None:
@@ -116,7 +153,7 @@ async def test_a_server_in_trouble_is_asked_again(server: BlobServer, blobs: Blo
 
 async def test_without_a_coordinator_there_is_nowhere_to_ask() -> None:
     with pytest.raises(BlobUnavailable, match="no coordinator"):
-        await Blobs("", random.Random(1)).fetch(BlobRef("0" * 64, 5, "/v1/blobs/x"), BytesIO())
+        await Blobs("", random.Random(1), COUNTERS).fetch(BlobRef("0" * 64, 5, "/v1/blobs/x"), BytesIO())
 
 
 async def test_the_least_used_models_make_room(server: BlobServer, blobs: Blobs, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import obstore
 import pytest
 
 from coordinator.adapters.input_rows import InputRows
@@ -17,7 +18,7 @@ from coordinator.brain import Brain, wall_clock_ms
 from coordinator.commands import SendControl, SendPolicy, SendTask
 from coordinator.core import Core
 from coordinator.dispatch import WAITING_TASKS, Dispatch
-from coordinator.events import JobCancelled, JobSubmitted, ModelAdded, TaskRefused, TaskUndelivered, Tick
+from coordinator.events import BlobLost, JobCancelled, JobSubmitted, ModelAdded, TaskRefused, TaskUndelivered, Tick
 from fleet_link import ConnectOptions, Session, Tracer, connect
 from fleet_wire.bundle import encode_bundle
 from fleet_wire.codec import CONTROL, POLICY, TASK
@@ -44,7 +45,8 @@ class Scene:
         for event in (ModelAdded(MODEL), JobSubmitted(replace(job(chunk_rows=10), inputs=inputs))):
             self.core.handle(event, 0)
         self.tasks = [command for command in self.core.assign(0) if isinstance(command, SendTask)]
-        self.given_back: list[TaskUndelivered] = []
+        self.blobs, self.inputs = blobs, inputs
+        self.given_back: list[TaskUndelivered | BlobLost] = []
         self.dispatch = Dispatch(
             FleetTopics("test"), InputRows(blobs), self.core, self.given_back.append, 100_000, Tracer(random.Random(1))
         )
@@ -153,3 +155,16 @@ async def test_the_brain_gives_no_work_while_too_much_waits_to_be_sent(scene: Sc
     sending.cancel()
     await dispatch.session.close()
     await brain.close()
+
+
+async def test_a_job_whose_inputs_changed_is_told_of_and_not_tried_again(scene: Scene) -> None:
+    await obstore.put_async(scene.blobs._store, f"sha256/{scene.inputs[:2]}/{scene.inputs}", b"another")
+    scene.dispatch.put(scene.tasks[:1])
+    sending = asyncio.create_task(scene.dispatch.run())
+    async with asyncio.timeout(DEADLINE_S):
+        while not scene.given_back:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    sending.cancel()
+    error = f"blob {scene.inputs} has changed in the store: send it again"
+    assert scene.given_back == [BlobLost(scene.inputs, error)]
+    assert scene.dispatch.counters == {"inputs_blob_damaged": 1}

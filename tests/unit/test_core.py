@@ -1,6 +1,7 @@
 """The core, told as scenes: events in, the whole list of commands out."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from coordinator.commands import (
     AddJob,
     AddModel,
     AddRows,
+    CheckBlob,
     EndJob,
     EndLease,
     GrantLease,
@@ -19,6 +21,7 @@ from coordinator.commands import (
 )
 from coordinator.core import Core, CorePolicy
 from coordinator.events import (
+    BlobLost,
     JobCancelled,
     JobSubmitted,
     ModelAdded,
@@ -409,3 +412,31 @@ def test_ten_thousand_cars_are_told_apart_by_reason() -> None:
     names = [f"car-{number}" for number in range(10_000)]
     core.handle(telemetry(names), 0)
     assert np.all(core.reasons(1) == 1)
+
+
+@pytest.mark.parametrize(
+    ("reason", "checked"),
+    [
+        (RefusalReason.MODEL_MISSING, [CheckBlob(MODEL.digest)]),
+        (RefusalReason.INPUTS_MISSING, [CheckBlob("b" * 64)]),
+        (RefusalReason.BUSY, []),
+    ],
+)
+def test_a_blob_that_a_car_could_not_get_is_looked_at(reason: RefusalReason, checked: list[CheckBlob]) -> None:
+    core = core_with(*arrival("v1"), JobSubmitted(job()))
+    core.assign(0)
+    commands = core.handle(TaskRefused("v1", Refusal("j1", 1, reason)), 10)
+    assert [command for command in commands if isinstance(command, CheckBlob)] == checked
+
+
+@pytest.mark.parametrize("digest", [MODEL.digest, "b" * 64])
+def test_jobs_that_stand_on_a_lost_blob_end_and_no_others(digest: str) -> None:
+    others_inputs = replace(job("j2"), inputs="c" * 64)
+    core = core_with(*arrival("v1"), JobSubmitted(job()), JobSubmitted(others_inputs))
+    commands = core.handle(BlobLost(digest, "gone: send it again"), 10)
+    ended = [command for command in commands if isinstance(command, EndJob)]
+    what = "model" if digest == MODEL.digest else "inputs"
+    lost = ["j1", "j2"] if digest == MODEL.digest else ["j1"]
+    assert ended == [EndJob(name, JobState.FAILED, 10, f"its {what}: gone: send it again") for name in lost]
+    assert list(core.jobs) == [name for name in ("j1", "j2") if name not in lost]
+    assert core.refusals["blob_lost"] == 1
