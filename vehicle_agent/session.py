@@ -331,7 +331,7 @@ class Session:
     def _model_arrived(self, digest: str, now_ms: int) -> list[Command]:
         """Load it, if it is still wanted; for room the worker lets go of models that nothing held needs."""
         model = self._models[digest]
-        if not model.rows:
+        if not model.rows or self.reason is not None:  # while work is finished, nothing new begins
             model.stage = _Stage.ABSENT
             return []
         loaded = {each for each, other in self._models.items() if other.stage is _Stage.LOADED}

@@ -250,6 +250,15 @@ def test_a_model_that_still_loads_is_no_reason_to_go_on_for_ever() -> None:
     assert plain(session.handle(Tick(), 1500)) == [KillWorker(), left]
 
 
+def test_a_model_that_arrives_while_work_is_finished_is_not_loaded_until_all_is_well_again() -> None:
+    session = loaded()
+    session.handle(TaskOffered(task()), 0)
+    assert session.handle(TaskOffered(task([Lease(7, 50, 52)], job="k", model=OTHER)), 0) == [FetchModel(OTHER)]
+    assert session.handle(Judged(IneligibleReason.OUTSIDE_HOURS, 36.0, 0.0, Level.FINISH), 1000) == []
+    assert session.handle(ModelArrived(OTHER.digest), 1010) == []
+    assert session.handle(Judged(None, 36.0, 0.0), 1020) == [FetchModel(OTHER)]  # which the cache has
+
+
 def test_a_worker_that_keeps_its_model_ends_when_the_car_drives_off() -> None:
     session = finishing()
     session.handle(ran(list(range(8)), 100.0), 1100)
