@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.checks import JobChecks, Mask, Rows
+from coordinator.checks import ALONE, AUDIT, DECIDED, JobChecks, Mask, Rows, distinct
 from coordinator.commands import (
     AddAnswer,
     AddFailedRow,
@@ -108,7 +108,7 @@ class Verifying:
         if rule == "quorum":
             commands += self._accept(checks, agreed, now_ms)
         else:
-            audited = agreed[checks.check[agreed] == Check.AUDIT]
+            audited = agreed[checks.check[agreed] == AUDIT]
             self._credit(checks, audited, passes)
             commands += checks.set_checks(audited, Check.DECIDED, now_ms)
             right = rows[known & (layers == 0)]
@@ -116,10 +116,10 @@ class Verifying:
             commands += self._accept(checks, right, now_ms)
             commands += self._choose(checks, vehicle, own, passed, held=held, now_ms=now_ms)
             if not held:
-                commands += self._accept(checks, own[checks.check[own] != Check.REFEREE_ALONE], now_ms)
+                commands += self._accept(checks, own[checks.check[own] != ALONE], now_ms)
             commands += self._release(checks, [answer.number, *checks.answer[0, audited].tolist()], now_ms)
         commands += self._passed(passes)
-        checks.forget({answer.number, *np.unique(checks.answer[:, rows]).tolist()})
+        checks.forget({answer.number, *distinct(checks.answer[:, rows])})
         return [*commands, *self._sync(checks, rows, now_ms), *self._ask(checks, now_ms)]
 
     def known(self, event: RowsKnown, now_ms: int) -> list[Command]:
@@ -137,7 +137,7 @@ class Verifying:
         pieces = _pieces(rows[fresh], np.flatnonzero(fresh))
         rows = rows[fresh]
         answer = Answer(checks.next_number, event.job, REFEREE, REFEREE, pieces, event.payload, False, now_ms)
-        was_alone = checks.check[rows] == Check.REFEREE_ALONE
+        was_alone = checks.check[rows] == ALONE
         checks.add(answer)
         commands: list[Command] = [AddAnswer(answer)]
         guilty: set[str] = set()
@@ -148,14 +148,14 @@ class Verifying:
             right = self._right(checks, rows[there], np.full(np.count_nonzero(there), layer))
             numbers = checks.answer[layer, rows[there]]
             counted[there] |= ~right & (checks.source[rows[there]] == numbers)
-            guilty |= {checks.answers[number].vehicle for number in np.unique(numbers[~right]).tolist()}
+            guilty |= {checks.answers[number].vehicle for number in distinct(numbers[~right])}
             if layer == 0 and checks.job.terms.verification.rule != "quorum":
                 self._credit(checks, rows[there][right], passes)
         commands += checks.set_checks(rows, Check.DECIDED, now_ms)
         commands += self._retract(checks, rows[counted], now_ms)
         answered = (checks.answer[:, rows] >= 0).any(axis=0)
         commands += self._accept_known(checks, rows[answered | was_alone], now_ms)
-        touched = np.unique(checks.answer[:, rows]).tolist()
+        touched = distinct(checks.answer[:, rows])
         for vehicle in sorted(guilty):
             commands += self._convict(vehicle, now_ms)
             del passes[vehicle]
@@ -203,15 +203,17 @@ class Verifying:
     def _right(self, checks: JobChecks, rows: Rows, layers: NDArray[np.int64]) -> Mask:
         """Whether the answers to these known rows, each in its layer, are right."""
         right = np.ones(len(rows), dtype=np.bool_)
-        for layer in np.unique(layers).tolist():
+        for layer in distinct(layers):
             which = layers == layer
             right[which] = checks.agree(checks.places(layer, rows[which]), checks.known_places(rows[which]))
         return right
 
     def _compare(self, checks: JobChecks, number: int, rows: Rows) -> tuple[Rows, Rows]:
         """Of these rows, to which another answer contradicts this one, and which have all answers, and they agree."""
-        rows = rows[checks.check[rows] != Check.REFEREE_ALONE]
+        rows = rows[checks.check[rows] != ALONE]
         answers = checks.answer[:, rows]
+        if len(answers) > 1 and np.count_nonzero(answers >= 0) == len(rows):  # nobody else has answered any
+            return rows[:0], rows[:0]
         agree = np.ones(len(rows), dtype=np.bool_)
         for layer in range(1, len(answers)):
             for other in range(layer):
@@ -227,7 +229,7 @@ class Verifying:
         """Draw rows of a car's answer that are to be checked; one at least of an answer that is held."""
         terms = checks.job.terms.verification
         adaptive = terms.rule == "adaptive"
-        fresh = own[(checks.check[own] == Check.DECIDED) & (checks.known[own] < 0)]
+        fresh = own[(checks.check[own] == DECIDED) & (checks.known[own] < 0)]
         if adaptive:
             fresh = fresh[checks.answer[1, fresh] < 0]
         if not len(fresh):
@@ -241,8 +243,7 @@ class Verifying:
 
     def _credit(self, checks: JobChecks, rows: Rows, passes: Counter[str]) -> None:
         """Rows of the first layer were found right. An auditor gets no credit: it could know that it audits."""
-        numbers, counts = np.unique(checks.answer[0, rows], return_counts=True)
-        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+        for number, count in Counter(checks.answer[0, rows].tolist()).items():
             passes[checks.answers[number].vehicle] += count
 
     def _passed(self, passes: Counter[str]) -> list[Command]:
@@ -258,6 +259,8 @@ class Verifying:
     def _accept(self, checks: JobChecks, rows: Rows, now_ms: int) -> list[Command]:
         """Rows count from now on, as the first car answered them that did."""
         rows = rows[(checks.source[rows] < 0) & ~checks.given_up[rows]]
+        if not len(rows):
+            return []
         layer = np.argmax(checks.answer[:, rows] >= 0, axis=0)
         return self._count_rows(checks, rows, checks.answer[layer, rows], checks.offset[layer, rows], now_ms)
 
@@ -277,7 +280,7 @@ class Verifying:
         checks.source[rows] = numbers
         checks.progress.rows_done += len(rows)
         commands: list[Command] = []
-        for number in np.unique(numbers).tolist():
+        for number in distinct(numbers):
             which = numbers == number
             pieces = _pieces(rows[which], offsets[which])
             commands.append(self._entry(checks, checks.answers[number].vehicle, pieces, number, now_ms))
@@ -357,7 +360,7 @@ class Verifying:
             checks.given_up[row] = True
             self.counters["row_given_up"] += 1
             commands.append(AddFailedRow(checks.job.id, failed))
-        numbers = np.unique(checks.answer[:, rows]).tolist()
+        numbers = distinct(checks.answer[:, rows])
         commands += self._release(checks, numbers, now_ms)
         checks.forget(numbers)
         return [*commands, *self._sync(checks, rows, now_ms), *self._ask(checks, now_ms)]
