@@ -1,7 +1,8 @@
 # Each command makes .venv and installs what it needs from requirements/*.lock first: once, and again when the lock or
 # pyproject.toml has changed. All it asks of the machine is Python 3.11 or later with its venv module.
 #
-#   make demo ARGS="--plain --seed 7"     make test ARGS="tests/unit -k wire"     make bench     make lint     make lock
+#   make demo ARGS="--plain --seed 7"     make test ARGS="tests/unit -k wire"     make chaos SEEDS=5     make bench
+#   make lint     make docs     make lock
 
 PYTHON ?= python3
 # What `make chaos` runs: SEEDS plans from seed START on, AT_ONCE at a time (docs/chaos.md).
