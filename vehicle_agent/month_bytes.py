@@ -59,9 +59,12 @@ class MonthBytes:
         return self._count
 
     def close(self) -> None:
-        """Bring the disk down to what was counted."""
+        """Bring the disk down to what was counted; one that is full stays ahead."""
         if self._month:
-            self._write(self._count)
+            try:
+                self._write(self._count)
+            except OSError as error:
+                _log.warning("%s can't be written: %s", self._path, error)
 
     def _write(self, count: int) -> None:
         self._on_disk = count

@@ -82,3 +82,11 @@ def test_a_file_that_the_system_does_not_give_counts_as_spent_too(tmp_path: Path
 def test_nothing_counted_is_nothing_written(tmp_path: Path) -> None:
     opened(tmp_path).close()
     assert not (tmp_path / "bytes").exists()
+
+
+def test_a_disk_that_takes_nothing_at_the_end_is_ahead_still_and_holds_nobody_up(tmp_path: Path) -> None:
+    counter = opened(tmp_path)
+    counter.add(5, MAY_MS)
+    (tmp_path / "bytes.new").mkdir()  # nothing can be written there, by root either
+    counter.close()
+    assert opened(tmp_path).add(0, MAY_MS) == 5 + MIB
