@@ -363,7 +363,7 @@ class Stage:
                 _send(process.pid, signal.SIGABRT)
                 await process.wait()
             else:
-                if code:
+                if code not in {0, -signal.SIGTERM}:  # the latter of one that had just been started
                     objections.append(f"{name} ended with {code} on SIGTERM")
         return objections
 
