@@ -223,6 +223,25 @@ def test_who_contradicts_is_not_believed_but_the_coordinator(liar: str) -> None:
     assert (scene.ended is JobState.DONE) == (liar == "auditor")
 
 
+def test_rows_that_only_the_auditor_of_a_convicted_car_has_answered_do_not_wait_for_a_third_car() -> None:
+    scene = Scene(RULES[1], "author", "auditor")
+    scene.work("author", wrong=[3])
+    assert 3 in scene.open_checks()
+    scene.work("auditor")
+    assert scene.open_checks() == {3: Check.REFEREE_ALONE}
+    scene.know([3])
+    assert scene.convicted() == {"author"}
+    lone = scene.asked()
+    assert lone
+    assert set(scene.client) == {3}
+    scene.know(lone)
+    for _ in range(3):
+        scene.work("auditor")
+        scene.pass_time(10_000)
+        scene.know(scene.asked())
+    assert (scene.client, scene.ended) == (RIGHT, JobState.DONE)
+
+
 def test_an_audit_that_no_other_car_takes_is_the_coordinators() -> None:
     scene = Scene(RULES[1], "alone")
     scene.work("alone")
