@@ -50,6 +50,7 @@ from coordinator.rules.pay import PayTerms
 from coordinator.rules.tariff import flat_tariffs, zone_named
 from coordinator.settings import CoordinatorSettings
 from coordinator.tariff_file import read_tariffs
+from coordinator.trial import Trial
 from fleet_link import ConnectOptions, SpanSink, Tracer, open_spans
 from fleet_wire.topics import FleetTopics
 
@@ -159,6 +160,7 @@ async def _serve(
         link.connected.is_set,
         tracer,
         store.status,
+        Trial(inputs, blobs, OnnxRunner).check,
     )
     observer = Observer(core)
     memory = AvailabilityMemory(core, StateFile(settings.data / "availability.npz"), telemetry.plug_history)

@@ -2,7 +2,7 @@
 
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from math import prod
 
 import msgspec
@@ -65,6 +65,7 @@ class CoordinatorDesk:
         is_connected: Callable[[], bool],
         tracer: Tracer,
         store_status: Callable[[], StoreStatus],
+        try_out: Callable[[Job, Model], Awaitable[None]],
     ) -> None:
         self._fleet = fleet
         self._brain = brain
@@ -76,6 +77,7 @@ class CoordinatorDesk:
         self._is_connected = is_connected
         self._tracer = tracer
         self._store_status = store_status
+        self._try_out = try_out
 
     @property
     def _core(self) -> Core:
@@ -117,6 +119,7 @@ class CoordinatorDesk:
             created_ms=wall_clock_ms(),
             trace=trace,
         )
+        await self._try_out(job, model)
         await self._brain.put_and_wait(JobSubmitted(job))
         self._tracer.end("submit", trace, caller, begun_ms, wall_clock_ms(), job=job.id, rows=rows)
         return await self.job(job.id)
