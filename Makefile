@@ -34,6 +34,9 @@ chaos: $(VENV)/dev.stamp
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks $(ARGS)
 
+soak: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -16,11 +16,12 @@ from vehicle_agent.errors import AgentError, IdentityTaken
 from vehicle_agent.presence import EpochFile
 from vehicle_agent.settings import AgentSettings
 
-__all__ = ["EpochBehind", "stay_connected"]
+__all__ = ["EpochBehind", "reconnect_after_s", "stay_connected"]
 
 _log = logging.getLogger(__name__)
 _RECEIVED_BYTES = 1 << 20  # at least; what is above our own limit is refused with a message, not by a broken link
 _STABLE_S = 10.0
+_FIRST_WAIT_S = 4.0
 
 
 class EpochBehind(AgentError):
@@ -57,8 +58,17 @@ async def stay_connected(
             counters[type(error).__name__] += 1
             _log.info("%s: %s", settings.vehicle, error)
         attempt = 0 if loop.time() - started_s > _STABLE_S else attempt
-        await asyncio.sleep(backoff_s(attempt, random))
+        await asyncio.sleep(reconnect_after_s(attempt, random))
         attempt += 1
+
+
+def reconnect_after_s(attempt: int, random: Random) -> float:
+    """How long a vehicle waits before attempt `attempt`.
+
+    A restarted broker is back within a second. That must not be the one in which thousands come, so they spread over
+    four; a single vehicle is away for two seconds on average, after which its rows would run elsewhere anyway.
+    """
+    return backoff_s(attempt, random, _FIRST_WAIT_S)
 
 
 async def _visit(link: Link, epoch: int, visit: Callable[[Link, int], Awaitable[None]], epochs: EpochFile) -> None:
