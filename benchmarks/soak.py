@@ -221,9 +221,10 @@ def main() -> int:
     parser.add_argument("--agents", type=int, default=2_000)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave logs and data there, in an empty folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="idlewheel-soak-") as folder:
-        soak = asyncio.run(run(Path(folder), arguments.agents, arguments.minutes))
+        soak = asyncio.run(run(arguments.keep or Path(folder), arguments.agents, arguments.minutes))
     figures = judge(soak, arguments.agents)
     print(table(figures))
     if arguments.json is not None:

@@ -192,8 +192,14 @@ class Scheduler:
         if row_ms is None or self.copies_left(progress) <= 0:
             return
         idle = work.idle(work.queue(progress), _COPY_CANDIDATES)
-        late = [lease for lease in progress.leases.values() if lease.copy is None and lease.original is None]
-        left = [(_left_ms(progress, lease, now_ms), lease.record.chunk) for lease in late] if idle else []
+        if not idle:
+            return
+        late = [
+            lease
+            for lease in progress.leases.values()
+            if lease.copy is None and lease.original is None and progress.missing(lease.record.chunk)
+        ]  # one has nothing missing when its rows came late from a car that had lost them
+        left = [(_left_ms(progress, lease, now_ms), lease.record.chunk) for lease in late]
         for left_ms, chunk in sorted(left, key=lambda pair: (-pair[0], pair[1]))[: len(idle)]:
             taken = self._worth_a_copy(progress, chunk)
             candidates = [row for row in idle if self._may_copy(row, progress, chunk, taken)]

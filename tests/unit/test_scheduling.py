@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from coordinator.commands import AddFailedRow, EndJob, EndLease, GrantLease, KeepConduct, SendControl
 from coordinator.core import Core, CorePolicy
-from coordinator.events import JobSubmitted, ModelAdded, RowsFailed, TaskRefused, Tick, VehicleCaps
+from coordinator.events import JobSubmitted, ModelAdded, RowsFailed, TaskRefused, Tick, VehicleCaps, VehicleState
 from coordinator.explain import explain_job
 from coordinator.fleet_view import FleetView
 from coordinator.model import JobState, LeaseEnd, LeaseRecord
@@ -29,7 +29,7 @@ from coordinator.rules.scheduling import (
     weight,
 )
 from coordinator.rules.sizing import SizingLimits, rows_in
-from fleet_wire.messages import Cancel, Caps, Failure, Refusal, RefusalReason, Span
+from fleet_wire.messages import Cancel, Caps, Failure, Refusal, RefusalReason, Span, State
 from tests.unit.coordinator_scenes import AGREED, MODEL, arrival, job, rows_of, telemetry
 
 LIMITS = SchedulingLimits()
@@ -287,6 +287,21 @@ def test_a_late_lease_is_given_to_an_idle_car_too_and_the_first_rows_win() -> No
     ]
     assert core.counters["rows_copied"] == 5
     assert core.fleet.live("leases").tolist() == [0, 0]
+
+
+def test_a_late_lease_of_which_nothing_is_missing_gets_no_copy() -> None:
+    core = core_with(
+        *arrival("gone", slots=1), *arrival("late", slots=1), JobSubmitted(job(rows=100, chunk_rows=50)), row_ms=10.0
+    )
+    first, _ = leases(core.assign(0))  # type: ignore[arg-type]
+    core.handle(VehicleState(first.vehicle, State(False, 1)), 1)
+    for event in [*arrival("heir"), *arrival("idle-1"), *arrival("idle-2"), *arrival("idle-3")]:
+        core.handle(event, 1)  # type: ignore[arg-type]
+    (again,) = leases(core.assign(1))  # type: ignore[arg-type]
+    assert (again.start, again.stop) == (first.start, first.stop)
+    answer(core, first, 2, row_ms=10.0)  # what was on its way settles what the heir holds
+    copies = leases(core.assign(60_000))  # type: ignore[arg-type]
+    assert all(copy.copy_of != again.chunk for copy in copies)
 
 
 def test_when_the_late_car_leaves_its_copy_goes_on_and_no_row_is_free() -> None:
