@@ -144,12 +144,12 @@ class Brain:
         """Let time pass for the core, as long as `listens` says that what cars say gets here.
 
         When much more of it has passed than should, this process slept, or the machine did, and heard nothing.
-        Raises LedgerLost.
+        Raises StoreUnavailable when no more can be committed.
         """
         last_ms = wall_clock_ms()
         while True:
             await asyncio.sleep(_TICK_S)
-            self._ledger.expect_held()
+            self._ledger.expect_usable()
             now_ms = wall_clock_ms()
             listened = listens() and now_ms - last_ms < _SLEPT_MS and (self._time is None or self._time.listened)
             last_ms = now_ms

@@ -146,8 +146,11 @@ class Ledger(Protocol):
     def give_up(self) -> None:
         """Let what waits for a server come to an end by StoreUnavailable, so that one can close; in any thread."""
 
-    def expect_held(self) -> None:
-        """Raises LedgerLost when another coordinator has taken over; never waits, and may be called in any thread."""
+    def expect_usable(self) -> None:
+        """Raises LedgerLost when another coordinator has taken over, StoreUnavailable when damage was found.
+
+        Never waits, and may be called in any thread.
+        """
 
     def commit(self, writes: Sequence[LedgerWrite]) -> None:
         """Keep all writes in one transaction, durable on return; waits for a server that is away.

@@ -1,5 +1,6 @@
 """A broker, a coordinator and agents as child processes of ours, on loopback: what `up` and `demo` are made of."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ import msgspec
 
 from idlewheel.agent_host import HostedCar, HostSpec
 from idlewheel.brokers import Broker, BrokerChoice, start_broker
-from idlewheel.processes import Child, run_child
+from idlewheel.processes import Child, ChildFailed, run_child
 
 __all__ = ["LocalFleet", "run_agents", "run_local_fleet"]
 
+_LEDGER_FREE_S = 20.0
 _OWN_CARS = {"owner": "operator", "purposes": ["general"]}
 
 
@@ -37,12 +39,14 @@ async def run_local_fleet(
     http_port: int = 0,
     fleet_policy: Path | None = None,
     store: str = "",
+    ledger: str = "",
     time_scale: float = 1.0,
 ) -> AsyncIterator[LocalFleet]:
     """Run a broker and a coordinator with all their files in `directory`. Raises BrokerFailed, ChildFailed.
 
     Its cars belong to whoever runs it, who agrees to all general work unless `fleet_policy` says something else.
-    Telemetry goes to `store`, if given. `time_scale` is how much faster than the clock the cars live.
+    Telemetry goes to `store` and jobs to `ledger`, if given. `time_scale` is how much faster than the clock the cars
+    live.
     """
     if fleet_policy is None:
         fleet_policy = directory / "fleet-policy.json"
@@ -57,6 +61,7 @@ async def run_local_fleet(
             "FLEET": fleet,
             "FLEET_POLICY": str(fleet_policy),
             "STORE": store,
+            "LEDGER": ledger,
             "TIME_SCALE": str(time_scale),
         }
         async with run_child(
@@ -65,7 +70,19 @@ async def run_local_fleet(
             directory / "coordinator.log",
             environment={f"IDLEWHEEL_COORDINATOR_{name}": value for name, value in environment.items()},
         ) as coordinator:
-            yield LocalFleet(running, coordinator, coordinator.ready["http"], fleet, directory)
+            yield LocalFleet(running, coordinator, await _address(coordinator), fleet, directory)
+
+
+async def _address(coordinator: Child) -> str:
+    """Where it serves. One that was killed a moment ago still has its ledger for a while."""
+    said = coordinator.ready
+    try:
+        async with asyncio.timeout(_LEDGER_FREE_S):
+            while "http" not in said:
+                said = await coordinator.read()
+    except TimeoutError:
+        raise ChildFailed(f"the coordinator only stands by: {said['reason']}") from None
+    return str(said["http"])
 
 
 @contextlib.asynccontextmanager

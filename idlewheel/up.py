@@ -43,6 +43,7 @@ class _Fleet:
     fleet: str
     fleet_policy: Path | None
     store: str
+    ledger: str
 
 
 def up(
@@ -58,6 +59,10 @@ def up(
     store: Annotated[
         str, typer.Option(metavar="URL", envvar="IDLEWHEEL_STORE", help="influx://HOST:PORT/DATABASE, for telemetry.")
     ] = "",
+    ledger: Annotated[
+        str,
+        typer.Option(metavar="URL", envvar="IDLEWHEEL_LEDGER", help="postgresql://HOST:PORT/DATABASE, for jobs."),
+    ] = "",
 ) -> None:
     """Serve until Ctrl-C: broker, coordinator, simulated cars.
 
@@ -68,7 +73,7 @@ def up(
     host, port = parse_address(http)
     try:
         with _directory(data) as directory:
-            asyncio.run(_serve(directory, vehicles, _Fleet(host, port, broker, fleet, fleet_policy, store)))
+            asyncio.run(_serve(directory, vehicles, _Fleet(host, port, broker, fleet, fleet_policy, store, ledger)))
     except* (ChildFailed, BrokerFailed) as errors:
         for error in _single(errors):
             typer.echo(f"idlewheel up: {error}", err=True)
@@ -121,12 +126,13 @@ async def _run(directory: Path, vehicles: int, choice: _Fleet) -> None:
                 http_port=choice.port,
                 fleet_policy=choice.fleet_policy,
                 store=choice.store,
+                ledger=choice.ledger,
             )
         )
         children = [local.coordinator]
         if vehicles:
             children.append(await stack.enter_async_context(run_agents(local, "cars", _parked_cars(vehicles))))
-        _announce(local, vehicles, choice.store)
+        _announce(local, vehicles, choice)
         await _watch(local, children)
 
 
@@ -136,11 +142,12 @@ def _parked_cars(vehicles: int) -> list[HostedCar]:
     return [HostedCar(f"car-{number:02}", parked(now_ms), replay) for number in range(1, vehicles + 1)]
 
 
-def _announce(local: LocalFleet, vehicles: int, store: str) -> None:
+def _announce(local: LocalFleet, vehicles: int, choice: _Fleet) -> None:
     typer.echo(f"coordinator  {local.url}")
     typer.echo(f"broker       mqtt://{local.broker.host}:{local.broker.port} ({local.broker.kind})")
     typer.echo(f"vehicles     {vehicles} simulated")
-    typer.echo(f"telemetry    {_without_secrets(store) or 'a DuckDB file'}")
+    typer.echo(f"telemetry    {_without_secrets(choice.store) or 'a DuckDB file'}")
+    typer.echo(f"ledger       {_without_secrets(choice.ledger) or 'a SQLite file'}")
     typer.echo(f"files        {local.directory}")
     typer.echo("Submit with:")
     if local.url != DEFAULT_URL:
@@ -150,9 +157,9 @@ def _announce(local: LocalFleet, vehicles: int, store: str) -> None:
     sys.stdout.flush()
 
 
-def _without_secrets(store: str) -> str:
-    """The store's URL without password and token."""
-    parts = urlsplit(store)
+def _without_secrets(url: str) -> str:
+    """A store's or ledger's URL without password and token."""
+    parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 

@@ -173,7 +173,7 @@ class PostgresLedger(SqlLedger):
             self._writer.close()
         self._renewing = self._pool = self._writer = None
 
-    def expect_held(self) -> None:
+    def expect_usable(self) -> None:
         """Raises LedgerLost when it is known that another one writes."""
         if self._lost is not None:
             raise self._lost

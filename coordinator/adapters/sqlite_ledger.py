@@ -18,6 +18,11 @@ __all__ = ["SqliteLedger"]
 _PRAGMAS: Final = "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;"
 
 
+# Pages are checked when it is opened, a second for 300 MB. In a larger one damage is found when it is read.
+_MOST_CHECKED_BYTES: Final = 256_000_000
+_DAMAGE: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
 class SqliteLedger(SqlLedger):
     """`open` and every other method are to be called in the same thread."""
 
@@ -28,6 +33,7 @@ class SqliteLedger(SqlLedger):
         self._path = path
         self._queries = named_queries()
         self._database: sqlite3.Connection | None = None
+        self._damage: StoreUnavailable | None = None
 
     def open(self) -> None:
         """Open and migrate. Raises StoreUnavailable."""
@@ -35,6 +41,7 @@ class SqliteLedger(SqlLedger):
             with self._failures():
                 self._database = sqlite3.connect(self._path, timeout=1.0, isolation_level=None)
                 self._database.executescript(_PRAGMAS)
+                self._check(self._database)
                 self._migrate()
         except StoreUnavailable:
             self.close()
@@ -45,6 +52,13 @@ class SqliteLedger(SqlLedger):
         if self._database is not None:
             self._database.close()
             self._database = None
+
+    def _check(self, database: sqlite3.Connection) -> None:
+        ((size,),) = database.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+        if size <= _MOST_CHECKED_BYTES:
+            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise self._damaged(found)
 
     def _migrate(self) -> None:
         steps = migrations()
@@ -66,8 +80,10 @@ class SqliteLedger(SqlLedger):
     def give_up(self) -> None:
         """Nothing here waits for anybody."""
 
-    def expect_held(self) -> None:
-        """The file is locked for as long as it is open."""
+    def expect_usable(self) -> None:
+        """Raises StoreUnavailable when damage was found; the lock on the file lasts for as long as it is open."""
+        if self._damage is not None:
+            raise self._damage
 
     def commit(self, writes: Sequence[LedgerWrite]) -> None:
         """Keep all writes in one transaction. Raises StoreUnavailable, and then none is kept."""
@@ -102,7 +118,18 @@ class SqliteLedger(SqlLedger):
         try:
             yield
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:  # the rest says where it was noticed
+                raise self._damaged(str(error)) from error
             raise StoreUnavailable("ledger_unavailable", f"the ledger {self._path}: {error}") from error
+
+    def _damaged(self, what: str) -> StoreUnavailable:
+        first_line = what.replace("*** in database main ***\n", "").partition("\n")[0]
+        self._damage = StoreUnavailable(
+            "ledger_damaged",
+            f"the ledger {self._path} is damaged ({first_line}): restore it from a backup, "
+            "or save what can be read (docs/operations.md, The ledger)",
+        )
+        return self._damage
 
 
 def _statements(script: str) -> Iterator[str]:

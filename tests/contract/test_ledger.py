@@ -639,6 +639,53 @@ def test_a_ledger_of_a_newer_program_is_refused_untouched(tmp_path: Path) -> Non
     newer.close()
 
 
+def damaged_file(folder: Path, flipped: int) -> Path:
+    """A ledger of many pages, in one of which bytes were flipped: page 0 has the file's head, and a tree's top."""
+    path = folder / "ledger.db"
+    ledger = SqliteLedger(path)
+    ledger.open()
+    ledger.commit([AddJob(JOB), *(GrantLease(lease(chunk, chunk, chunk + 1)) for chunk in range(4_000))])
+    ledger.close()
+    data = bytearray(path.read_bytes())
+    page = 4096
+    assert len(data) > 40 * page
+    for byte in range(flipped * page, flipped * page + 64):
+        data[byte] ^= 0xFF
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("flipped", [0, 20, 30])
+def test_a_damaged_page_is_found_when_the_ledger_is_opened(tmp_path: Path, flipped: int) -> None:
+    path = damaged_file(tmp_path, flipped)
+    before = path.read_bytes()
+    with pytest.raises(StoreUnavailable, match="restore it from a backup") as refusal:
+        SqliteLedger(path).open()
+    assert refusal.value.code == "ledger_damaged"
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_page_of_a_large_ledger_is_found_when_it_is_read_and_nothing_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.adapters.sqlite_ledger._MOST_CHECKED_BYTES", 0)
+    ledger = SqliteLedger(damaged_file(tmp_path, 30))
+    ledger.open()
+    ledger.expect_usable()
+    with pytest.raises(StoreUnavailable, match="restore it from a backup"):
+        ledger.load()
+    with pytest.raises(StoreUnavailable, match="restore it from a backup"):
+        ledger.expect_usable()
+    ledger.close()
+
+
+def test_a_file_that_lost_its_end_is_refused(tmp_path: Path) -> None:
+    path = damaged_file(tmp_path, 30)
+    path.write_bytes(path.read_bytes()[: 4096 * 25])
+    with pytest.raises(StoreUnavailable, match="restore it from a backup"):
+        SqliteLedger(path).open()
+
+
 def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     path.write_bytes(b"this is a text and no database" * 100)

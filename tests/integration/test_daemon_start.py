@@ -8,6 +8,26 @@ from pathlib import Path
 import pytest
 
 
+def test_a_ledger_that_is_damaged_is_named_with_what_to_do(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "ledger.sqlite").write_bytes(b"SQLite format 3\0" + b"\xff" * 8176)
+    environment = {"IDLEWHEEL_COORDINATOR_DATA": str(data), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "coordinator.daemon"],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"coordinator: the ledger {data}/ledger.sqlite is damaged")
+    assert "restore it from a backup" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [

@@ -189,7 +189,7 @@ def test_one_that_lost_its_lease_is_told_without_a_commit(
 
     def is_told() -> bool:
         try:
-            ledger.expect_held()
+            ledger.expect_usable()
         except LedgerLost as lost:
             return "another one has taken over" in lost.detail
         return False

@@ -108,6 +108,13 @@ def test_the_coordinator_keeps_telemetry_where_grafana_looks_for_it() -> None:
     assert SERVICES["coordinator"]["environment"]["IDLEWHEEL_COORDINATOR_STORE"] == f"{address}?{access}"
 
 
+def test_the_coordinator_keeps_its_ledger_where_postgres_is() -> None:
+    postgres = SERVICES["postgres"]["environment"]
+    account = f"{postgres['POSTGRES_USER']}:{postgres['POSTGRES_PASSWORD']}"
+    address = f"postgresql://{account}@postgres/{postgres['POSTGRES_DB']}"
+    assert SERVICES["coordinator"]["environment"]["IDLEWHEEL_COORDINATOR_LEDGER"] == address
+
+
 def test_the_mapping_is_made_when_influxdb_is_set_up() -> None:
     mounted = [volume.split(":") for volume in SERVICES["influxdb"]["volumes"] if volume.startswith("./")]
     ((script, place, mode),) = mounted
