@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
+import psutil
 import psycopg
 import pytest
 
@@ -110,11 +111,17 @@ class PostgresProcess:
             )
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """End it at once. SIGINT ends it in order, and its connections with it."""
+        """End it at once. SIGINT ends it in order, and its connections with it.
+
+        Processes that serve a connection outlive a killed server for a moment: they are waited for, too.
+        """
         if self._process is not None:
+            children = psutil.Process(self._process.pid).children(recursive=True)
             self._process.send_signal(number)
             self._process.wait()
             self._process = None
+            _, left = psutil.wait_procs(children, _START_S)
+            assert not left
 
     def close(self) -> None:
         """End it and remove its files."""

@@ -146,12 +146,24 @@ async def traced(broker: Broker, tmp_path: Path) -> AsyncIterator[Traced]:
     ]
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE_S) as http:
+            await _until_serving(http)
             yield Traced(http, exporter)
     finally:
         for task in reversed(running):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+
+async def _until_serving(http: httpx.AsyncClient) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            try:
+                await http.get("/v1/health")
+            except httpx.ConnectError:
+                await asyncio.sleep(0.02)
+            else:
+                return
 
 
 async def test_one_trace_leads_from_the_client_to_the_car_and_back(traced: Traced) -> None:
