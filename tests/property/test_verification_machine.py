@@ -65,7 +65,7 @@ def said(rows: list[int], lie: str = "", salt: int = 0) -> NDArray[np.float32]:
     lies = {
         "random": right + np.float32(1 + salt),
         "constant": np.full_like(right, -7.0),
-        "subtle": right * np.float32(1.01) + np.float32(0.01),
+        "subtle": right * np.float32(1.25) + np.float32(0.25),
         "colluding": right + np.float32(1000),
     }
     return lies.get(lie, right)
@@ -174,8 +174,7 @@ class VerificationMachine(RuleBasedStateMachine):
         self.sent += [lease for command in commands if isinstance(command, SendTask) for lease in command.leases]
         for command in commands:
             if isinstance(command, FindOut):
-                assert not set(command.rows) & set(self.asked)
-                self.asked += command.rows
+                self.asked = list(dict.fromkeys([*self.asked, *command.rows]))  # what is not answered is asked again
 
     def answer(self, lease: LeaseRecord, start: int, stop: int) -> None:
         self.salt += 1
