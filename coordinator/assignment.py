@@ -187,8 +187,8 @@ class Assignment:
             may_see = share_cap(job.rows, job.terms.vehicle_share) - progress.seen.get(vehicle, 0)
         free, cars = max(1, progress.rows_free), turn.queue.cars
         most_ms = backlog_ms(row_ms=row_ms, rows_free=free, cars=cars, limits=sizing)
-        if not progress.rows_lost:
-            spend_ms = min(spend_ms, most_ms - self._held_ms(row, progress, begun_ms))
+        left_ms = most_ms if progress.rows_lost else most_ms - self._held_ms(row, progress, begun_ms)
+        spend_ms = min(spend_ms, left_ms)
         taken: list[Range] = []
         expected_ms = row_ms
         while progress.free and room > 0 and held_ms - begun_ms < spend_ms:

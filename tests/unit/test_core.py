@@ -212,6 +212,20 @@ def test_the_whole_fleet_is_not_looked_at_for_a_failure_that_others_will_try(mon
     assert core.jobs["j1"].rows_free == 4
 
 
+def test_a_lost_row_that_failed_at_the_only_car_with_room_waits_for_another() -> None:
+    core = core_with(*arrival("car-1"), JobSubmitted(job(rows=1, chunk_rows=1)))
+    core.assign(0)
+    core.handle(RowsFailed("car-1", Failure("j1", 1, [Span(0, 0, 1)], "no")), 0)
+    for event in arrival("car-2"):
+        core.handle(event, 0)
+    assert grants(core.assign(0)) == [("car-2", 0, 1)]
+    for event in (*arrival("car-3"), TaskRefused("car-3", Refusal("j1", 1, RefusalReason.BUSY))):
+        core.handle(event, 0)
+    core.handle(VehicleState("car-2", State(False, 1)), 0)
+    assert core.assign(0) == []
+    assert grants(core.assign(2_000)) == [("car-3", 0, 1)]
+
+
 def test_a_refusal_is_the_first_that_is_heard_of_a_car() -> None:
     core = core_with(*arrival("car-1"), JobSubmitted(job()))
     core.assign(0)
