@@ -16,6 +16,8 @@ from tests.postgres import PostgresProcess, require_postgres
 settings.register_profile(
     "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
+# For a search that may take an hour: `pytest tests/property --hypothesis-profile=long`.
+settings.register_profile("long", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=5_000)
 settings.load_profile("untimed")
 
 

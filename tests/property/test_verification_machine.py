@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from coordinator.checks import JobChecks
 from coordinator.commands import (
     AddAnswer,
-    AddModel,
     AddRows,
     Command,
     EndJob,
     FindOut,
     KeepChecks,
+    LedgerWrite,
     SendTask,
     VoidAnswers,
 )
@@ -42,7 +42,7 @@ from coordinator.rules.verification import VerificationLimits
 from fleet_wire.api import TensorSpec, Verification
 from fleet_wire.messages import Failure, Refusal, RefusalReason, Rows, Span, State
 from fleet_wire.tensors import encode_tensors
-from tests.property.test_core_machine import Memory
+from tests.property.plain_ledger import PlainJob, PlainLedger
 from tests.unit.coordinator_scenes import MODEL, arrival, job, telemetry
 
 ROWS = 40
@@ -76,7 +76,7 @@ def payload_of(values: NDArray[np.float32]) -> bytes:
 
 
 @dataclass
-class VerifiedMemory(Memory):
+class VerifiedMemory(PlainLedger):
     """What a ledger would remember of one verified job; its rows are kept as clients get them."""
 
     answers: list[Answer] = field(default_factory=list)
@@ -91,7 +91,7 @@ class VerifiedMemory(Memory):
                 case AddAnswer(answer, parts):
                     assert answer.number == len(self.answers)
                     self.answers.append(answer)
-                    self._add(parts)
+                    self.pay(parts)
                 case VoidAnswers(_, vehicle):
                     self.void |= {answer.number for answer in self.answers if answer.vehicle == vehicle}
                 case KeepChecks(_, rows, check):
@@ -100,9 +100,10 @@ class VerifiedMemory(Memory):
                     assert not parts
                     self._stream(entry)
                 case EndJob(ended, state):
-                    self.ended[ended] = state
-                    assert sorted([*self.values, *self.failed[ended]]) == list(range(ROWS))
-                    assert (state is JobState.DONE) == (not self.failed[ended])
+                    kept = self.still_running(ended)
+                    kept.ended = state
+                    assert sorted([*self.values, *kept.failed]) == list(range(ROWS))
+                    assert (state is JobState.DONE) == (not kept.failed)
                     assert not any(self.checks.values()), "a job ended before all was checked"
                 case _:
                     super().keep([command])
@@ -114,20 +115,19 @@ class VerifiedMemory(Memory):
             self.accepted.append((piece.start, piece.stop, entry.answer))
             for place, row in enumerate(range(piece.start, piece.stop), piece.offset):
                 assert (row in self.values) == entry.retracted, "a row came twice, or went without having come"
-                assert row not in self.failed[entry.job]
+                assert row not in self.jobs[entry.job].failed
                 if entry.answer is None:
                     del self.values[row]
                 else:
                     self.values[row] = decode_payload(self.answers[entry.answer].payload)["y"][place]
 
-    def _running(self, name: str) -> LedgerJob:
+    def as_kept(self, kept: PlainJob) -> LedgerJob:
         return replace(
-            super()._running(name),
+            super().as_kept(kept),
             accepted=tuple(self.accepted),
             answers=tuple(answer for answer in self.answers if answer.number not in self.void),
             next_answer=len(self.answers),
             checks=tuple(self.checks.items()),
-            seen=tuple((car, self.seen(name, car)) for car in (*HONEST, *LIARS) if self.seen(name, car)),
         )
 
 
@@ -170,7 +170,7 @@ class VerificationMachine(RuleBasedStateMachine):
         self.now_ms += 1
         commands = self.core.handle(event, self.now_ms)  # type: ignore[arg-type]
         commands += self.core.assign(self.now_ms)
-        self.memory.keep([command for command in commands if not isinstance(command, AddModel | FindOut)])
+        self.memory.keep([command for command in commands if isinstance(command, LedgerWrite)])
         self.sent += [lease for command in commands if isinstance(command, SendTask) for lease in command.leases]
         for command in commands:
             if isinstance(command, FindOut):
@@ -267,7 +267,7 @@ class VerificationMachine(RuleBasedStateMachine):
             progress = checks.progress
             assert set(np.flatnonzero(checks.source >= 0).tolist()) == self.memory.values.keys()
             assert progress.rows_done == len(self.memory.values)
-            assert progress.failed == self.memory.failed["j1"]
+            assert progress.failed == self.memory.jobs["j1"].failed
             assert checks.checks_open == np.count_nonzero(checks.check)
             waiting = set(np.flatnonzero(checks.check >= Check.REFEREE).tolist())
             assert checks.to_ask.keys() | checks.asked.keys() == waiting
@@ -311,7 +311,7 @@ class VerificationMachine(RuleBasedStateMachine):
             self.feed(telemetry([*HONEST], seq=self.now_ms, now_ms=self.now_ms))
             self.feed(Tick())
         assert not self.core.jobs, "the job hangs"
-        assert sorted([*self.memory.values, *self.memory.failed["j1"]]) == list(range(ROWS))
+        assert sorted([*self.memory.values, *self.memory.jobs["j1"].failed]) == list(range(ROWS))
         self.no_wrong_row_counts_but_of_cars_that_are_believed()
 
 
