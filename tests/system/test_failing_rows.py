@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from idlewheel import JobFailed
 from idlewheel.brokers import Broker
 from idlewheel.client import Job
-from tests.system.deployment import deployment, until
+from tests.system.deployment import DEADLINE_S, deployment, until
 
 ROWS = 400
 BAD = [37, 250]
@@ -49,7 +49,7 @@ async def test_bad_rows_alone_are_given_up_and_a_kill_forgets_none(broker: Broke
         await running.kill("coordinator")
         await running.start_coordinator()
         with pytest.raises(JobFailed, match="rows 37, 250 failed on"):
-            await asyncio.to_thread(job.result, 60)
+            await asyncio.to_thread(job.result, DEADLINE_S)
         view = job.status()
         assert (view.state, view.rows_done, view.rows_failed) == ("failed", ROWS - 2, 2)
         failures = await asyncio.to_thread(job.failures)
