@@ -57,8 +57,8 @@ class LedgerJob:
     """A running job as the ledger knows it: `done` are the accepted row ranges, `leases` those not ended.
 
     `seen` is how many rows each vehicle was ever given. `worked` is when the first lease was granted of those that were
-    paid, and for how many microseconds, by vehicle. `ended` are leases whose rows may still come: the latest of those
-    that ended before all were there.
+    paid, and for how many microseconds, by vehicle. `ended` are leases whose rows may still come, for the first time or
+    again: the latest that ended.
     """
 
     job: Job

@@ -209,7 +209,7 @@ def test_a_running_job_comes_back_with_all_that_happened(ledger: Ledger) -> None
                 rests=(("v1", Rest(100_007, 30_000_000)), ("v2", Rest(200_014, 60_000_000))),
                 seen=(("v1", 20), ("v2", 16)),
                 worked=(("v1", 10, 1_500), ("v2", 11, 3_000)),
-                ended=(first,),  # the second has brought all its rows
+                ended=(second, first),
             ),
         ),
         next_seq=4,

@@ -578,10 +578,9 @@ class World:
             if isinstance(event, RowsReceived) and event.rows.job in self.plain.running:
                 kept = self.plain.jobs[event.rows.job]
                 spans, granted = event.rows.spans, self.core.jobs[event.rows.job].granted
-                leases = [granted.get(span.chunk) for span in spans]  # none where a restart had no need of it
                 rows = {row for span in spans for row in range(span.start, span.stop)}
                 fits = output_fault(event.outputs, len(rows), self.core.models[kept.job.model]) is None
-                if fits and all(lease is not None and lease.vehicle == event.vehicle for lease in leases):
+                if fits and all(granted[span.chunk].vehicle == event.vehicle for span in spans):
                     assert rows <= {*kept.done, *kept.failed}
 
     def restored(self) -> Core:

@@ -20,7 +20,7 @@ from coordinator.commands import (
     KeepConduct,
     LedgerWrite,
 )
-from coordinator.model import FailedRow, Job, JobState, LeaseEnd, LeaseRecord, Model, ReceiptPart, Rest, VehicleConduct
+from coordinator.model import FailedRow, Job, JobState, LeaseRecord, Model, ReceiptPart, Rest, VehicleConduct
 from coordinator.ports import LedgerJob, LedgerSnapshot, VehicleSums
 from coordinator.rules.pay import paid
 from fleet_wire.policy import OwnerPolicy
@@ -50,7 +50,6 @@ class PlainJob:
     failed: dict[int, FailedRow] = field(default_factory=dict)
     granted: dict[int, LeaseRecord] = field(default_factory=dict)
     open: set[int] = field(default_factory=set)
-    given_up: set[int] = field(default_factory=set)  # chunks whose leases ended before all was there
     rows_of: dict[int, int] = field(default_factory=dict)  # accepted rows by chunk
     released: int = 0
     sums: Sums = field(default_factory=Sums)
@@ -95,12 +94,8 @@ class PlainJob:
             rows_copied=self.copied,
             seen=tuple((car, self.seen(car)) for car in sorted({lease.vehicle for lease in self.granted.values()})),
             worked=tuple((car, *self.worked[car]) for car in sorted(self.worked)),
-            ended=tuple(self.granted[chunk] for chunk in sorted(self.given_up, reverse=True) if self._lacks(chunk)),
+            ended=tuple(self.granted[chunk] for chunk in sorted(self.granted.keys() - self.open, reverse=True)),
         )
-
-    def _lacks(self, chunk: int) -> bool:
-        lease = self.granted[chunk]
-        return self.rows_of.get(chunk, 0) < lease.stop - lease.start
 
 
 @dataclass
@@ -134,12 +129,10 @@ class PlainLedger:
                     assert lease.chunk not in kept.granted
                     kept.granted[lease.chunk] = lease
                     kept.open.add(lease.chunk)
-                case EndLease(job, chunk, end, back):
+                case EndLease(job, chunk, _, back):
                     kept = self.still_running(job)
                     kept.open.remove(chunk)
                     kept.released += back
-                    if end is not LeaseEnd.DONE:
-                        kept.given_up.add(chunk)
                 case AddRows():
                     self._add_rows(write)
                 case AddFailedRow(job, row):

@@ -83,10 +83,9 @@ class Memory:
                     self.chunks[lease.job] = max(self.chunks.get(lease.job, 0), lease.chunk + 1)
                     self.leases[lease.job, lease.chunk] = lease
                     self.granted[lease.job].append(lease)
-                case EndLease(ended_job, chunk, end, back, _):
+                case EndLease(ended_job, chunk, _, back, _):
                     lease = self.leases.pop((ended_job, chunk))
-                    if end is not LeaseEnd.DONE:
-                        self.ended_leases[ended_job][chunk] = lease
+                    self.ended_leases[ended_job][chunk] = lease
                     self.released[ended_job] = self.released.get(ended_job, 0) + back
                 case AddRows(rows, parts):
                     assert rows.seq == self.seq + 1

@@ -155,10 +155,10 @@ SELECT job, chunk, start, stop, vehicle, epoch, granted_ms, deadline_ms,
 FROM leases WHERE job = ? AND ended IS NULL ORDER BY chunk;
 
 -- name: ended_leases
--- The latest leases of a job that ended before all their rows were there.
+-- The latest leases of a job that ended: what was computed under one may come again, together with what is new.
 SELECT job, chunk, start, stop, vehicle, epoch, granted_ms, deadline_ms,
     consent_version, energy_micro_per_kwh, pay_micro_per_h, month, copy_of
-FROM leases WHERE job = ? AND ended <> 'done' AND rows_done < stop - start ORDER BY chunk DESC LIMIT ?;
+FROM leases WHERE job = ? AND ended IS NOT NULL ORDER BY chunk DESC LIMIT ?;
 
 -- name: next_chunk
 -- The number that no lease of a job has had yet.
