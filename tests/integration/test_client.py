@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -343,14 +344,19 @@ def test_bad_input_ends_with_2_and_one_line(
 def test_ctrl_c_leaves_the_job_and_says_how_to_fetch_it(held: Served, tmp_path: Path, model: Path, rows: Path) -> None:
     out = tmp_path / "out.npz"
     command = [sys.executable, "-m", "idlewheel", "submit", model, rows, "-o", out, "--url", held.url]
-    with subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [str(part) for part in command],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - ignored in a background job
+    ) as process:
         with Client(held.url) as client:
             deadline = threading.Event()
             while not client.jobs():
                 assert process.poll() is None
                 deadline.wait(0.02)
             job = client.jobs()[0]
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         said = process.stderr.read()
         assert process.wait(60) == 130
