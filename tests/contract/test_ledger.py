@@ -255,7 +255,7 @@ def test_answers_and_checks_of_a_verified_job_come_back(ledger: Ledger) -> None:
     ledger.commit([AddRows(verified(1, 0, (0, 4, 0), (6, 10, 6))), EndLease(JOB.id, 0, LeaseEnd.DONE, 0, 50)])
     ledger.commit([AddAnswer(second, (other,)), KeepChecks(JOB.id, (4,), Check.REFEREE_ALONE)])
     before = fresh(VERIFIED)
-    facts = {"next_chunk": 2, "leases": (honest,), "seen": (("v1", 10), ("v2", 2))}
+    facts = {"next_chunk": 2, "leases": (honest,), "ended": (lie,), "seen": (("v1", 10), ("v2", 2))}
     sums = {"compute_us": 3_000, "energy_mwh": 14, "pay_micro": 22, "worked": (("v1", 10, 1_500), ("v2", 11, 1_500))}
     rests = (("v1", Rest(100_007, 30_000_000)), ("v2", Rest(100_007, 30_000_000)))
     before = replace(
