@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from coordinator.adapters.onnx_confinement import confine
 from coordinator.adapters.onnx_inspector import Findings
 from fleet_wire.api import TensorSpec
 
@@ -20,8 +21,6 @@ _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.
 _ELEMENTS = frozenset(
     "float double float16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool string".split()  # noqa: SIM905
 )
-_SPACE_BYTES = 4 << 30
-_COPIES = 6  # of the model's bytes, while it is parsed and loaded
 
 
 class Refused(Exception):
@@ -30,7 +29,10 @@ class Refused(Exception):
 
 def main() -> None:
     """Answer for one model. The arguments are its size in bytes and how many seconds of CPU the answer may take."""
-    _limit(int(sys.argv[1]), int(sys.argv[2]))
+    size, cpu_s = (int(text) for text in sys.argv[1:])
+    confine(size)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
     try:
         findings = _inspect(sys.stdin.buffer.read())
     except Refused as refusal:
@@ -38,14 +40,6 @@ def main() -> None:
     except MemoryError:
         findings = Findings(refused="it needs too much memory to be loaded")
     sys.stdout.buffer.write(msgspec.json.encode(findings))
-
-
-def _limit(size: int, cpu_s: int) -> None:
-    space = _SPACE_BYTES + _COPIES * size
-    limits = {resource.RLIMIT_AS: space, resource.RLIMIT_CPU: cpu_s, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
-    for kind, limit in limits.items():
-        with suppress(ValueError, OSError):  # not every system has every limit
-            resource.setrlimit(kind, (limit, limit))
 
 
 def _inspect(data: bytes) -> Findings:

@@ -2,19 +2,18 @@
 
 import asyncio
 import hashlib
-import os
 import sys
 from dataclasses import dataclass
 
 import msgspec
 
+from coordinator.adapters.onnx_confinement import bare_environment
 from coordinator.errors import Rejected, StoreUnavailable
 from fleet_wire.api import ModelView, TensorSpec
 
 __all__ = ["OnnxInspector"]
 
 _CHECKER = "coordinator.adapters.onnx_checker"
-_ENVIRONMENT = ("LD_LIBRARY_PATH", "PATH", "SYSTEMROOT")  # and no more: what is secret stays here
 
 
 class Findings(msgspec.Struct, frozen=True):
@@ -46,7 +45,7 @@ class OnnxInspector:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=_environment(),
+            env=bare_environment(),
         )
         try:
             async with asyncio.timeout(self.timeout_s):
@@ -68,8 +67,3 @@ class OnnxInspector:
 
 def _refusal(reason: str) -> Rejected:
     return Rejected("model_refused", f"the model can't be used: {reason}")
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -16,14 +16,13 @@ import msgspec
 import numpy as np
 import onnxruntime
 
+from coordinator.adapters.onnx_confinement import confine
 from coordinator.adapters.onnx_runner import PREFIX_BYTES, Question, Reply, frame_of
 from fleet_wire.errors import WireError
 from fleet_wire.tensors import Array, decode_tensors, encode_tensors
 
 _PR_SET_PDEATHSIG = 1
 _NICENESS = 19
-_SPACE_BYTES = 4 << 30
-_COPIES = 6  # of the model's bytes, while it is loaded
 _MOST_CHARACTERS = 1000
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -34,7 +33,8 @@ def main() -> None:
     """Answer until the parent closes the pipe."""
     size, parent_pid, cpu_s = (int(text) for text in sys.argv[1:])
     _die_with(parent_pid)
-    _limit(size)
+    os.nice(_NICENESS)
+    confine(size)
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no reply
     _send(replies, Reply())
@@ -64,14 +64,6 @@ def _die_with(parent_pid: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent_pid:  # it died before we asked
             sys.exit(1)
-
-
-def _limit(size: int) -> None:
-    os.nice(_NICENESS)
-    space = _SPACE_BYTES + _COPIES * size
-    for kind, limit in {resource.RLIMIT_AS: space, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}.items():
-        with suppress(ValueError, OSError):  # not every system has every limit
-            resource.setrlimit(kind, (limit, limit))
 
 
 def _allow(cpu_s: int) -> None:

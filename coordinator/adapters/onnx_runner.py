@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from coordinator.adapters.onnx_confinement import bare_environment
 from coordinator.errors import Rejected, StoreUnavailable
 from fleet_wire.tensors import Tensor
 
@@ -20,7 +21,6 @@ __all__ = ["PREFIX_BYTES", "OnnxRunner", "Question", "Reply", "frame_of"]
 
 PREFIX_BYTES: Final = 8
 _CHILD = "coordinator.adapters.onnx_run"
-_ENVIRONMENT = ("LD_LIBRARY_PATH", "PATH", "SYSTEMROOT")  # and no more: what is secret stays here
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -61,7 +61,7 @@ class OnnxRunner:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
-                env=_environment(),
+                env=bare_environment(),
             )
             await self._receive(self._child)  # that it has started
         except (OSError, Rejected) as error:
@@ -129,8 +129,3 @@ class OnnxRunner:
 def frame_of(message: bytes) -> bytes:
     """A message with its length in front."""
     return len(message).to_bytes(PREFIX_BYTES, "little") + message
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
