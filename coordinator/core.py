@@ -174,10 +174,10 @@ class Core:
         for vehicle, policy in snapshot.policies:
             self.fleet.set_policy(vehicle, policy)
         for kept in snapshot.running:
-            if kept.job.terms.verification.rule == "none":
-                progress = JobProgress.restored(kept.job, kept.done, kept.leases, row_ms=0.0, failed=kept.failed)
-            else:
+            if kept.job.terms.is_verified:
                 progress = self.verifying.restore(kept, now_ms).progress
+            else:
+                progress = JobProgress.restored(kept.job, kept.done, kept.leases, row_ms=0.0, failed=kept.failed)
             progress.next_chunk = kept.next_chunk
             progress.rows_copied, progress.seen = kept.rows_copied, dict(kept.seen)
             progress.rows_released_again = kept.rows_released_again

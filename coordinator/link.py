@@ -282,7 +282,7 @@ class Link:
         try:
             outputs = encode_tensors(decode_bundle(await self._blobs.whole(digest)))
             found = self._brain.core.find(rows.job)
-            if found is not None and found[0].terms.verification.rule != "none":  # kept whole until they are verified
+            if found is not None and found[0].terms.is_verified:  # kept whole until they are verified
                 rows = msgspec.structs.replace(rows, outputs=outputs, outputs_ref=None)
             event: Event = outputs_event(vehicle, rows, outputs)
         except (ResourceMissing, WireError) as error:

@@ -138,7 +138,7 @@ class JobProgress:
         cls, job: Job, settled: NDArray[np.bool_], leases: Iterable[LeaseRecord] = (), row_ms: float = 0.0
     ) -> "JobProgress":
         progress = cls(job, settled, deque(), len(settled) // job.rows)
-        if job.terms.verification.rule != "none":
+        if job.terms.is_verified:
             progress.answered = np.full(len(settled), -1, dtype=np.int32)
             progress.covered = np.zeros(len(settled), dtype=np.int8)
         progress.left = len(settled) - int(np.count_nonzero(settled))
@@ -162,7 +162,7 @@ class JobProgress:
     @property
     def is_verified(self) -> bool:
         """Whether answers must be verified before their rows count."""
-        return bool(len(self.answered))
+        return self.job.terms.is_verified
 
     def take(
         self, vehicle: str, rows: int, others_left: OthersLeft, count: int = 1, before: Sequence[Range] = ()

@@ -131,6 +131,11 @@ class JobTerms(Struct, frozen=True):
     vehicle_share: Annotated[float, Meta(gt=0, le=1)] = 1.0
     verification: Verification = Verification()
 
+    @property
+    def is_verified(self) -> bool:
+        """Whether answers must be verified before their rows count."""
+        return self.verification.rule != "none"
+
 
 class JobRequest(Struct, frozen=True):
     """A job: a registered model, the stored bundle of its input rows, and the terms."""

@@ -173,7 +173,7 @@ def _job_row(job: Job) -> Row:
         job.created_ms,
         "" if job.trace is None else job.trace.traceparent,
         "" if job.trace is None else job.trace.state,
-        int(job.terms.verification.rule != "none"),
+        int(job.terms.is_verified),
     )
 
 

@@ -57,7 +57,7 @@ class SqlLedger(ABC):
             for pieces, answer in self._all("pieces_of_job", job.id)
             for piece in decode_pieces(pieces)
         ]
-        is_verified = job.terms.verification.rule != "none"
+        is_verified = job.terms.is_verified
         return LedgerJob(
             job=job,
             done=() if is_verified else merged((start, stop) for start, stop, _ in accepted),
