@@ -34,16 +34,16 @@ class Trial:
 
     async def check(self, job: Job, model: Model) -> None:
         """Raises Rejected: tolerance_needed, output_unknown (of a tolerance), not_verifiable; ResourceMissing."""
-        terms = job.terms.verification
-        if terms.rule == "none":
+        if not job.terms.is_verified:
             return
+        terms = job.terms.verification
         named = {spec.name for spec in model.outputs}
         if unknown := sorted(terms.tolerances.keys() - named):
             outputs = ", ".join(sorted(named))
             raise Rejected("output_unknown", f"a tolerance is for {unknown[0]!r}; the model's outputs are: {outputs}")
         runner = self._new_runner()
         try:
-            await runner.load(model.digest, await self._blobs.read(model.digest, 0, model.size))
+            await runner.load(model.digest, await self._blobs.whole(model.digest))
             alone, together = await self._both_ways(job, model, runner)
         except WireError as error:
             raise _not_verifiable(error.detail) from None
