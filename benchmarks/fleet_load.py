@@ -32,7 +32,7 @@ _BLOCK: Final = 50
 _SAY_EVERY_S: Final = 0.1
 _MARK: Final = 0x7ABCDEF1  # stands where the sequence number will: encoded in four bytes, as all that replace it
 _PUBACK: Final = 4
-_READY = Signals(
+READY = Signals(
     moving=False,
     plugged=True,
     charging=True,
@@ -125,7 +125,7 @@ async def announce(port: int, topics: FleetTopics, vehicles: Sequence[str]) -> N
     session = await connect(ConnectOptions(HOST, port, f"announce-{topics.fleet}"))
     now_ms = time.time_ns() // 1_000_000
     caps = Caps(EPOCH, "0", "x86_64", "CPUExecutionProvider", "0", threads=1, slots=1, consent_version=1)
-    snapshot = Telemetry(EPOCH, 0, now_ms, snapshot=True, signals=_READY)
+    snapshot = Telemetry(EPOCH, 0, now_ms, snapshot=True, signals=READY)
     told = [
         (VehicleChannel.STATE, STATE.encode(State(online=True, epoch=EPOCH, ts_ms=now_ms)), STATE.content_type, True),
         (VehicleChannel.CAPS, CAPS.encode(caps), CAPS.content_type, True),

@@ -12,11 +12,13 @@ from random import Random
 from typing import Any, Final
 
 import httpx
+import msgspec
 import numpy as np
 import onnxruntime
 import uvloop
 
 from benchmarks.child import say
+from benchmarks.fleet_load import READY
 from fleet_link import ConnectOptions, LinkError, LinkLost, Message, Session, Will, connect
 from fleet_wire.codec import BEAT, CAPS, CONTROL, COORDINATOR, POLICY, RESULT, STATE, TASK, TELEMETRY
 from fleet_wire.messages import Beat, Cancel, Caps, Rebirth, Refusal, RefusalReason, Rows, Span, State, Task, Telemetry
@@ -237,25 +239,7 @@ class Vehicle:
         return self._link is not None
 
 
-_PARKED: Final = Signals(
-    moving=False,
-    plugged=True,
-    charging=True,
-    charge_percent=80.0,
-    battery_temperature_c=20.0,
-    battery_power_w=7000.0,
-    cabin_temperature_c=15.0,
-    link_metered=False,
-    link_rate_mbps=50.0,
-    compute_temperature_c=35.0,
-    compute_power_w=2.0,
-    free_slots=_SLOTS,
-    opted_in=True,
-    update_pending=False,
-    camp_mode=False,
-    sentry_mode=False,
-    refusal="",
-)
+_PARKED: Final = msgspec.structs.replace(READY, free_slots=_SLOTS)
 
 
 async def run(port: int, fleet: str, first: int, count: int, churn_s: float) -> None:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from idlewheel.brokers import Broker, find_mosquitto, start_broker
 from tests.influx import InfluxProcess, require_influxd
 from tests.postgres import PostgresProcess, require_postgres
+from tests.servers import required
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile(
@@ -28,24 +29,13 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 def require_mosquitto() -> str:
     """Return Mosquitto's path. Where it is missing, skip; under CI, fail."""
-    program = find_mosquitto()
-    if program is not None:
-        return program
-    reason = "Mosquitto is not installed (on Debian: apt-get install mosquitto)"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+    return required(find_mosquitto(), "Mosquitto is not installed (on Debian: apt-get install mosquitto)")
 
 
 def require_promtool() -> str:
     """Return promtool's path. Where it is missing, skip; under CI, fail."""
-    program = shutil.which("promtool")
-    if program is not None:
-        return program
     reason = "promtool is not installed (tests/install_servers.sh takes it from Debian's package prometheus)"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+    return required(shutil.which("promtool"), reason)
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from typing import Final
 from urllib.parse import unquote_plus
 
 import httpx
-import pytest
 
 from idlewheel.brokers import free_port
 from idlewheel.processes import dying_with_us
+from tests.servers import required
 
 __all__ = ["VERSIONS", "InfluxProcess", "SlowRoad", "find_influxd", "require_influxd"]
 
@@ -56,13 +56,8 @@ def find_influxd(version: str) -> str | None:
 
 def require_influxd(version: str) -> str:
     """Where it is missing, skip; under CI, fail, unless it is one that is only there where Go is."""
-    program = find_influxd(version)
-    if program is not None:
-        return program
     reason = f"InfluxDB {version} is not installed (tests/install_servers.sh)"
-    if os.environ.get("CI") and (version == "1.6.7" or shutil.which("go")):
-        pytest.fail(reason)
-    pytest.skip(reason)
+    return required(find_influxd(version), reason, fails_in_ci=version == "1.6.7" or shutil.which("go") is not None)
 
 
 class InfluxProcess:

@@ -15,10 +15,10 @@ from typing import Final
 
 import psutil
 import psycopg
-import pytest
 
 from idlewheel.brokers import free_port
 from idlewheel.processes import dying_with_us
+from tests.servers import required
 
 __all__ = ["PostgresProcess", "find_postgres", "require_postgres"]
 
@@ -43,13 +43,7 @@ def find_postgres() -> Path | None:
 
 def require_postgres() -> Path:
     """Where it is missing, skip; under CI, fail."""
-    programs = find_postgres()
-    if programs is not None:
-        return programs
-    reason = "PostgreSQL is not installed (tests/install_servers.sh)"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+    return required(find_postgres(), "PostgreSQL is not installed (tests/install_servers.sh)")
 
 
 class PostgresProcess:

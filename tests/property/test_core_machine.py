@@ -157,6 +157,19 @@ class Memory:
         )
 
 
+def assert_copies_repeat_others(core: Core) -> None:
+    """A copy repeats rows of one other lease, of another car."""
+    for progress in core.jobs.values():
+        for chunk, lease in progress.leases.items():
+            if lease.original is not None:
+                original = progress.leases[lease.original]
+                assert (original.copy, original.original) == (chunk, None)
+                assert original.record.start <= lease.record.start < lease.record.stop <= original.record.stop
+                assert original.record.vehicle != lease.record.vehicle
+            if lease.copy is not None:
+                assert progress.leases[lease.copy].original == chunk
+
+
 class CoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -378,15 +391,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_copy_repeats_rows_of_one_other_lease(self) -> None:
-        for progress in self.core.jobs.values():
-            for chunk, lease in progress.leases.items():
-                if lease.original is not None:
-                    original = progress.leases[lease.original]
-                    assert (original.copy, original.original) == (chunk, None)
-                    assert original.record.start <= lease.record.start < lease.record.stop <= original.record.stop
-                    assert original.record.vehicle != lease.record.vehicle
-                if lease.copy is not None:
-                    assert progress.leases[lease.copy].original == chunk
+        assert_copies_repeat_others(self.core)
 
     @invariant()
     def faults_agree_with_the_ledger(self) -> None:

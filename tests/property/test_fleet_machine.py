@@ -43,6 +43,7 @@ from tests.property.fleet_world import (
     inputs_of,
     new_job,
 )
+from tests.property.test_core_machine import assert_copies_repeat_others
 from tests.property.test_restart_equality import assert_equal_as_promised
 from vehicle_agent.events import (
     Drained,
@@ -433,15 +434,7 @@ class Fleet(RuleBasedStateMachine):
             assert free | set(leased) | settled == set(range(kept.job.rows))
 
     def a_copy_repeats_rows_of_one_other_lease(self) -> None:
-        for progress in self.world.core.jobs.values():
-            for chunk, lease in progress.leases.items():
-                if lease.original is not None:
-                    original = progress.leases[lease.original]
-                    assert (original.copy, original.original) == (chunk, None)
-                    assert original.record.start <= lease.record.start < lease.record.stop <= original.record.stop
-                    assert original.record.vehicle != lease.record.vehicle
-                if lease.copy is not None:
-                    assert progress.leases[lease.copy].original == chunk
+        assert_copies_repeat_others(self.world.core)
 
     def columns_agree_with_the_leases(self) -> None:
         core = self.world.core
