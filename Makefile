@@ -1,7 +1,7 @@
 # Each command makes .venv and installs what it needs from requirements/*.lock first: once, and again when the lock or
 # pyproject.toml has changed. All it asks of the machine is Python 3.11 or later with its venv module.
 #
-#   make demo ARGS="--plain --seed 7"     make test ARGS="tests/unit -k wire"     make chaos SEEDS=5     make bench
+#   make demo ARGS="--plain --seed 7"     make test ARGS="tests/unit -k wire"     make chaos SEEDS=5     make soak     make bench
 #   make lint     make docs     make lock
 
 PYTHON ?= python3
@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Modules that decide and never do: what the coverage figure of `make test` is about.
 PURE := fleet_wire coordinator.rules coordinator.core vehicle_agent.policy vehicle_agent.session
 
-.PHONY: demo test chaos bench lint format docs lock clean
+.PHONY: demo test chaos bench soak lint format docs lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp

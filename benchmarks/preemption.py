@@ -184,7 +184,12 @@ async def _run_stage(local: LocalFleet, client: Client, directory: Path, cars: i
     """The agents of some cars in one process; the second half of a crowd does other work."""
     targets = min(cars, _TARGETS)
     fleet = [
-        Car(f"{directory.name}-{number}", directory / f"{number}.sock", "long" if number < targets else "load", mark)
+        Car(
+            f"{directory.name}-{number}",
+            directory / f"{number}.sock",
+            f"long-{number}" if number < targets else "load",
+            mark,
+        )
         for number, mark in ((number, (4 << 30) + number) for number in range(cars))
     ]
     spec = [
@@ -239,18 +244,23 @@ async def _sample(stage: Stage, targets: Sequence[Car], each: int, draw: random.
     samples: dict[str, list[float]] = {name: [] for name in SIGNALS}
     order = [name for name in SIGNALS for _ in range(each)]
     draw.shuffle(order)
-    rows = {"times": np.full(len(targets), _ENDLESS), "x": np.ones((len(targets), _ROW_FLOATS), np.float32)}
-    await asyncio.to_thread(
-        lambda: stage.client.submit(
-            endless_model(), rows, purpose="long", chunk_rows=1, max_attempts=100, deadline_s=7200
+    row = {"times": np.full(1, _ENDLESS), "x": np.ones((1, _ROW_FLOATS), np.float32)}
+    for car in targets:  # a row for each: whoever got two would leave another without
+        await asyncio.to_thread(
+            lambda car=car: stage.client.submit(  # type: ignore[misc]
+                endless_model(), row, purpose=car.purpose, max_attempts=100, deadline_s=7200
+            )
         )
-    )
     for place, signal in enumerate(order):
         car = targets[place % len(targets)]
         await until(lambda car=car: stage.computes(car), _DEADLINE_S)  # type: ignore[misc]
         await asyncio.sleep(draw.uniform(0, 0.5))
         samples[signal].append(await asyncio.to_thread(stage.stop_ms, car, signal))
+        if sys.stderr.isatty():
+            print(f"\r{place + 1} of {len(order)} samples, {len(targets)} cars at work", end="", file=sys.stderr)
         await asyncio.to_thread(stage.restore, car, signal)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
     return samples
 
 
