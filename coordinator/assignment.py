@@ -70,7 +70,7 @@ class Queue:
         return self._rows[place]
 
     def others_left(self, failed_at: Collection[str]) -> bool:
-        """Whether a car may work that is not among these; one in quarantine will."""
+        """Whether a car may work that is not among these."""
         tried = sum(bool(self._may[self._index[vehicle]]) for vehicle in set(failed_at))
         return int(np.count_nonzero(self._may)) > tried
 
@@ -107,7 +107,8 @@ class Assignment:
     def queue(self, progress: JobProgress) -> Queue:
         """Cars that may work for a job; jobs that ask for the same share one queue."""
         job, terms = progress.job, progress.job.terms
-        crowd = (terms.purpose, terms.price_ceiling_micro_per_kwh, job.id if capped(progress) else None)
+        own = job.id if capped(progress) else None
+        crowd = (terms.purpose, terms.price_ceiling_micro_per_kwh, own, progress.is_verified)
         found = self._queues.get((job.model, crowd))
         if found is None:
             if crowd not in self._crowds:
@@ -118,12 +119,17 @@ class Assignment:
         return found
 
     def _new_crowd(self, progress: JobProgress) -> tuple[int, NDArray[np.bool_], NDArray[np.intp]]:
-        """How many cars may work for jobs with these terms, which, also from quarantine, and those that have room."""
+        """How many cars may work for jobs with these terms, which may, or will, and those that have room.
+
+        One in quarantine will: it must not come to that that a broken car, as the only one, has rows given up. Of
+        verified jobs the coordinator gives rows up, and it waits for no car that may have been convicted for days.
+        """
         fleet = self._tools.fleet
         reached = share_reached(fleet, progress)
         allowed = job_reasons(fleet, progress.job.terms, share_reached=reached) == Reason.ELIGIBLE
         order = self._order if allowed.all() else self._order[allowed[self._order]]
-        return int(np.count_nonzero(self._eligible & allowed)), self._may & allowed, order
+        will = self._eligible if progress.is_verified else self._may
+        return int(np.count_nonzero(self._eligible & allowed)), will & allowed, order
 
     def next_car(self, turn: Turn) -> int | None:
         """The best car for a job that nobody has given anything in this pass; then, in further laps, any with room."""

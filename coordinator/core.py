@@ -329,21 +329,20 @@ class Core:
         if not all(progress.was_granted(span, vehicle) for span in rows.spans):
             self.refusals["result_without_lease"] += 1
             return []
-        convicted_ms = self._conduct.convicted.get(vehicle)
-        if convicted_ms is not None and any(
-            progress.granted[span.chunk].granted_ms <= convicted_ms for span in rows.spans
-        ):
+        if self._is_from_before_conviction(vehicle, progress, rows.spans):
             self.refusals["result_of_convicted_vehicle"] += 1
+            self._settlement.refused("convicted", event, progress, now_ms)
             return []
         if progress.layers > 1 and progress.answers_twice(vehicle, rows.spans):
             self.refusals["result_second_of_a_row"] += 1
+            self._settlement.refused("second_of_a_row", event, progress, now_ms)
             chunks = dict.fromkeys(span.chunk for span in rows.spans)
             return self._leases.release(rows.job, chunks, LeaseEnd.RELEASED, now_ms)
         count = sum(span.stop - span.start for span in rows.spans)
         fault = output_fault(event.outputs, count, self.models[progress.job.model])
         if fault is not None:
             self.refusals["result_malformed"] += 1
-            self._settlement.malformed(event, progress, now_ms)
+            self._settlement.refused("malformed", event, progress, now_ms)
             return self._rows_failed(vehicle, rows.job, rows.spans, fault, now_ms)
         self.speeds.learn(vehicle, progress.job.model, rows.compute_ms / count)
         self._leases.work_off(vehicle, progress, rows.spans)
@@ -365,6 +364,17 @@ class Core:
             assert event.payload is not None  # the link reads what lies in blobs
             commands += self.verifying.answered(progress, vehicle, tuple(pieces), event.payload, parts, now_ms)
         return commands + self._end_if_finished(progress, now_ms)
+
+    def _is_from_before_conviction(self, vehicle: str, progress: JobProgress, spans: Iterable[Span]) -> bool:
+        """Whether a lease among these ended when its car was convicted; one that is open was granted since.
+
+        The time says that only of others: the clock may have been set back by a restart.
+        """
+        convicted_ms = self._conduct.convicted.get(vehicle)
+        return convicted_ms is not None and any(
+            span.chunk not in progress.leases and progress.granted[span.chunk].granted_ms <= convicted_ms
+            for span in spans
+        )
 
     def _rows_known(self, event: RowsKnown, now_ms: int) -> list[Command]:
         commands = self.verifying.known(event, now_ms)

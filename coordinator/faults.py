@@ -49,8 +49,9 @@ class Faults:
             progress.suspect(span, vehicle)
             commands += self.leases.release(job.id, [span.chunk], LeaseEnd.FAILED, now_ms)
             commands.append(SendControl(vehicle, Cancel(job.id, [span.chunk])))
-            alone = progress.alone.get(span.start)
-            if alone and is_beyond_hope(alone, job.terms.max_attempts, others_left=partial(others_left, alone)):
+            alone = progress.alone.get(span.start, [])
+            left = partial(others_left, [*alone, *progress.answered_by(span.start)])
+            if alone and is_beyond_hope(alone, job.terms.max_attempts, others_left=left):
                 if progress.is_verified:
                     commands += self.beyond_hope(progress, span.start, now_ms)
                 else:

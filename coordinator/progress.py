@@ -214,7 +214,9 @@ class JobProgress:
                 if self.suspects:
                     end = start + self._unsuspected(start, end - start)
                 tried = (self.suspects.get(start, ()), self.alone.get(start, ()))
-                is_given = not any(vehicle in failed_at and others_left(failed_at) for failed_at in tried)
+                is_given = not any(
+                    vehicle in failed_at and others_left([*failed_at, *self.answered_by(start)]) for failed_at in tried
+                )
             if end < stop:
                 self.free.appendleft((end, stop))
             if is_given:
@@ -249,6 +251,13 @@ class JobProgress:
     def has_of(self, vehicle: str, start: int, stop: int) -> bool:
         """Whether a vehicle has a slot, in whatever layer, of the rows of these slots; not asked for one layer."""
         return self.layers > 1 and bool(self._mine(vehicle, start, stop, ()).any())
+
+    def answered_by(self, slot: int) -> list[str]:
+        """Vehicles whose answers to the row of this slot are known: they get no other slot of it."""
+        if self.layers == 1:
+            return []
+        names = list(self.cars)
+        return [names[car] for car in self.answered[slot % self.job.rows :: self.job.rows].tolist() if car >= 0]
 
     def answers_twice(self, vehicle: str, spans: Sequence[Span]) -> bool:
         """Whether with these slots a vehicle would have answered two of one row."""

@@ -104,9 +104,9 @@ class Settlement:
             mwh = split(energy_mwh, mwh)
         return us, mwh
 
-    def malformed(self, event: RowsReceived, progress: JobProgress, now_ms: int) -> None:
-        """Count rows whose outputs do not fit the model."""
-        self._waste("malformed", event, self._bounds(event.vehicle, event.rows.spans, progress, now_ms))
+    def refused(self, cause: str, event: RowsReceived, progress: JobProgress, now_ms: int) -> None:
+        """Count rows that were leased to their car, and do not count all the same."""
+        self._waste(cause, event, self._bounds(event.vehicle, event.rows.spans, progress, now_ms))
 
     def too_late(self, event: RowsReceived, now_ms: int) -> None:
         """Count rows of a job that has ended."""

@@ -53,7 +53,7 @@ POLICY = CorePolicy(
     scheduling=SchedulingLimits(
         copied_share=0.5, least_gain_ms=1, copy_factor=1.0, cold_ms=1, copies_every_ms=0, patience_ms=1_000
     ),
-    quarantine=QuarantineLimits(free_strikes=1, first_ms=500),
+    quarantine=QuarantineLimits(free_strikes=1, first_ms=500, longest_ms=4_000),
     verification=VerificationLimits(trusted_after=6, audit_wait_ms=300),
     back_off_ms=5,
 )

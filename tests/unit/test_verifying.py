@@ -6,7 +6,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from coordinator.commands import AddRows, Command, EndJob, FindOut, GrantLease, KeepChecks, SendControl, VoidAnswers
+from coordinator.commands import (
+    AddRows,
+    Command,
+    EndJob,
+    EndLease,
+    FindOut,
+    GrantLease,
+    KeepChecks,
+    SendControl,
+    VoidAnswers,
+)
 from coordinator.core import Core, CorePolicy
 from coordinator.events import (
     JobCancelled,
@@ -19,7 +29,7 @@ from coordinator.events import (
     Tick,
 )
 from coordinator.explain import explain_job
-from coordinator.model import Check, JobState, LeaseRecord
+from coordinator.model import Check, JobState, LeaseEnd, LeaseRecord
 from coordinator.rules.eligibility import Reason
 from coordinator.rules.sizing import SizingLimits
 from coordinator.rules.verification import VerificationLimits
@@ -124,6 +134,11 @@ class Scene:
         self.core.fleet.column["checks_passed"][self.core.fleet.row(car)] = passed
 
 
+def conduct(scene: Scene, car: str) -> dict[str, float]:
+    names = ("strikes", "convictions", "leases_ended", "rows_done", "leases")
+    return {name: float(scene.core.fleet.column[name][scene.core.fleet.row(car)]) for name in names}
+
+
 def payload(values: Iterable[float]) -> bytes:
     rows = np.array([[value, value] for value in values], dtype=np.float32)
     return msgspec.msgpack.encode(encode_tensors({"y": rows}))
@@ -189,9 +204,33 @@ def test_work_in_hand_is_called_off_at_a_conviction() -> None:
     scene.answer(first, wrong=range(10))
     said = scene.know(scene.asked())
     assert SendControl("bad", Cancel("j1", [second.chunk])) in said
-    scene.answer(second)
+    before = conduct(scene, "bad")
+    scene.answer(second, wrong=range(10))
+    scene.put(RowsFailed("bad", Failure("j1", 1, [Span(second.chunk, second.start, second.stop)], "no")))
+    scene.put(TaskRefused("bad", Refusal("j1", 1, RefusalReason.BUSY, [second.chunk])))
+    scene.pass_time(60_000)
+    assert conduct(scene, "bad") == before
+    assert before == {"strikes": 0, "convictions": 1, "leases_ended": 1, "rows_done": 5, "leases": 0}
     assert scene.core.refusals["result_of_convicted_vehicle"] == 1
+    waste = scene.core.totals.waste["convicted"]
+    assert (waste.rows, waste.compute_ms, waste.energy_mwh) == (5, 10.0, 5)
     assert len(scene.client) == 1
+
+
+def test_a_convicted_car_that_has_work_again_is_heard_though_the_clock_was_set_back_since() -> None:
+    scene = Scene(RULES[0], "bad", chunk_rows=5)
+    scene.now_ms = 200_000_000
+    scene.pass_time(0)
+    scene.work("bad", wrong=range(10))
+    scene.know(scene.asked())
+    assert scene.convicted() == {"bad"}
+    scene.now_ms = 0  # by a restart
+    scene.core.fleet.column["quarantined_until_ms"][:] = 0
+    scene.pass_time(1)
+    (lease, *_) = scene.lease("bad")
+    said = scene.answer(lease)
+    assert "result_of_convicted_vehicle" not in scene.core.refusals
+    assert EndLease("j1", lease.chunk, LeaseEnd.DONE, 0, 1) in said
 
 
 def test_an_audit_by_another_car_that_agrees_lets_rows_count_and_earns_trust() -> None:
@@ -355,6 +394,30 @@ def test_a_row_on_which_the_model_fails_everywhere_is_given_up_when_the_coordina
     scene.put(RowsKnown("j1", (0,), None, "division by zero"))
     assert scene.ended is JobState.FAILED
     assert not scene.client
+
+
+def test_a_row_that_failed_at_the_only_car_that_may_answer_it_is_tried_there_again() -> None:
+    scene = Scene(RULES[2], "one", "two", rows=1, chunk_rows=1, max_attempts=2)
+    (first,) = scene.lease("one")
+    scene.answer(first)
+    for _ in range(2):
+        assert not scene.asked()
+        (lease,) = scene.lease("two")
+        scene.put(RowsFailed("two", Failure("j1", 1, [Span(lease.chunk, lease.start, lease.stop)], "no")))
+    scene.know(scene.asked())
+    assert (scene.client, scene.ended) == ({0: 0.0}, JobState.DONE)
+
+
+def test_a_row_that_failed_does_not_wait_for_a_car_that_was_convicted() -> None:
+    scene = Scene(RULES[0], "bad", rows=2, chunk_rows=2, max_attempts=2)
+    scene.work("bad", wrong=range(2))
+    scene.know(scene.asked())
+    assert scene.convicted() == {"bad"}
+    scene.arrive("good")
+    for _ in range(2):
+        (lease,) = scene.lease("good")
+        scene.put(RowsFailed("good", Failure("j1", 1, [Span(lease.chunk, lease.start, lease.stop)], "no")))
+    assert scene.asked() == [lease.start]
 
 
 def test_a_car_that_only_says_that_the_model_fails_does_no_harm() -> None:
