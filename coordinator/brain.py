@@ -18,6 +18,7 @@ from coordinator.commands import (
     EndJob,
     FindOut,
     LedgerWrite,
+    LookBack,
     SendControl,
     SendPolicy,
     SendTask,
@@ -104,7 +105,7 @@ class Brain:
     async def run(
         self,
         send: Callable[[Sequence[SendTask | SendControl | SendPolicy]], None],
-        ask: Callable[[Sequence[FindOut | CheckBlob]], None],
+        ask: Callable[[Sequence[FindOut | CheckBlob | LookBack]], None],
         has_room: Callable[[], bool],
     ) -> None:
         """Take rounds until cancelled; `send` gets the commands of a round that are no writes, once those are durable;
@@ -133,7 +134,7 @@ class Brain:
             spoken = [command for command in commands if isinstance(command, SendTask | SendControl | SendPolicy)]
             if spoken:
                 send(spoken)
-            asked = [command for command in commands if isinstance(command, FindOut | CheckBlob)]
+            asked = [command for command in commands if isinstance(command, FindOut | CheckBlob | LookBack)]
             if asked:
                 ask(asked)
             for call in acknowledge:

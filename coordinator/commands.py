@@ -36,6 +36,7 @@ __all__ = [
     "KeepChecks",
     "KeepConduct",
     "LedgerWrite",
+    "LookBack",
     "SendControl",
     "SendPolicy",
     "SendTask",
@@ -201,4 +202,12 @@ class CheckBlob:
     digest: str
 
 
-Command = LedgerWrite | SendTask | SendControl | SendPolicy | FindOut | CheckBlob
+@dataclass(frozen=True, slots=True)
+class LookBack:
+    """A car was convicted: say which rows of jobs that ended since then count by its word alone. Nobody answers."""
+
+    vehicle: str
+    since_ms: int
+
+
+Command = LedgerWrite | SendTask | SendControl | SendPolicy | FindOut | CheckBlob | LookBack

@@ -15,7 +15,7 @@ import socket
 import ssl
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import uvloop
 from pydantic import ValidationError
@@ -32,13 +32,14 @@ from coordinator.adapters.sqlite_ledger import SqliteLedger
 from coordinator.adapters.state_file import StateFile
 from coordinator.blob_watch import BlobWatch
 from coordinator.brain import Brain, wall_clock_ms
-from coordinator.commands import CheckBlob, FindOut
+from coordinator.commands import CheckBlob, FindOut, LookBack
 from coordinator.core import Core, CorePolicy
 from coordinator.desk import CoordinatorDesk
 from coordinator.dispatch import Dispatch
 from coordinator.errors import BadTariff, LedgerHeld, Rejected, StoreUnavailable
 from coordinator.fleet_view import FleetView
 from coordinator.foresight import ForesightTerms
+from coordinator.hindsight import Hindsight
 from coordinator.ingest import Ingest
 from coordinator.link import Announcement, IdentityTaken, Link, TelemetryWriter
 from coordinator.memory import AvailabilityMemory
@@ -135,6 +136,7 @@ async def _serve(
     dispatch = Dispatch(topics, inputs, core, lambda event: brain.put([event]), settings.max_packet_bytes, tracer)
     referee = Referee(core, inputs, blobs, OnnxRunner(), lambda event: brain.put([event]))
     watch = BlobWatch(blobs, lambda event: brain.put([event]))
+    hindsight = Hindsight(brain, ledger, core.counters)
     telemetry = TelemetryWriter(store)
     link = Link(
         options=_connect_options(settings),
@@ -177,20 +179,19 @@ async def _serve(
             refusals=refusals + dispatch.counters + referee.counters + watch.counters,
         )
 
-    def ask(commands: Sequence[FindOut | CheckBlob]) -> None:
-        referee.put([command for command in commands if isinstance(command, FindOut)])
-        watch.put([command for command in commands if isinstance(command, CheckBlob)])
-
     await telemetry.open()
     await memory.recall(wall_clock_ms())
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(brain.run(dispatch.put, ask, lambda: dispatch.has_room), name="brain")
+            tasks.create_task(
+                brain.run(dispatch.put, _asking(referee, watch, hindsight), lambda: dispatch.has_room), name="brain"
+            )
             tasks.create_task(brain.tick(link.listens), name="ticker")
             tasks.create_task(telemetry.run(), name="telemetry")
             tasks.create_task(dispatch.run(), name="dispatch")
             tasks.create_task(referee.run(), name="referee")
             tasks.create_task(watch.run(), name="blob watch")
+            tasks.create_task(hindsight.run(), name="hindsight")
             tasks.create_task(link.run(), name="link")
             tasks.create_task(serve(build_app(desk, blobs, refusals, lambda: observer.latest), listener), name="http")
             tasks.create_task(
@@ -212,6 +213,19 @@ async def _serve(
             await brain.close()
             look_last(observer, service(), wall_clock_ms(), store.record)
             await telemetry.close()
+
+
+def _asking(
+    referee: Referee, watch: BlobWatch, hindsight: Hindsight
+) -> Callable[[Sequence[FindOut | CheckBlob | LookBack]], None]:
+    """Hand what the core wants to know to whoever finds it out."""
+
+    def ask(commands: Sequence[FindOut | CheckBlob | LookBack]) -> None:
+        referee.put([command for command in commands if isinstance(command, FindOut)])
+        watch.put([command for command in commands if isinstance(command, CheckBlob)])
+        hindsight.put([command for command in commands if isinstance(command, LookBack)])
+
+    return ask
 
 
 def _ledger(settings: CoordinatorSettings) -> Ledger:

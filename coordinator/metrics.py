@@ -226,6 +226,7 @@ VERIFICATION = Measurement(
         _counter("checks_passed", "row", "Rows of cars that were checked and found right"),
         _counter("rows_refereed", "row", "Rows that the coordinator computed itself"),
         _counter("rows_retracted", "row", "Rows that counted and do not any more, because their car was convicted"),
+        _counter("rows_too_late", "row", "Rows of ended jobs that stand by the word of a car that was convicted since"),
         _counter("convictions", "", "Convictions of cars that answered wrongly"),
     ),
 )

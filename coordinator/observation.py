@@ -306,6 +306,7 @@ def _verification(core: Core) -> dict[str, Value]:
         "checks_passed": core.counters["check_passed"],
         "rows_refereed": core.counters["row_refereed"],
         "rows_retracted": core.counters["rows_retracted"],
+        "rows_too_late": core.counters["rows_too_late"],
         "convictions": core.counters["vehicle_convicted"],
     }
 

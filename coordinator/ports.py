@@ -176,6 +176,12 @@ class Ledger(Protocol):
     def job_view(self, job: str) -> JobView | None:
         """One job, running or ended; None when there is none of that id."""
 
+    def ended_jobs_answered(self, vehicle: str, since_ms: int) -> list[str]:
+        """Verified jobs that ended since then, the first first, and of which a vehicle was paid for rows."""
+
+    def rows_unconfirmed(self, job: str, vehicle: str) -> int:
+        """How many rows count by a vehicle's answers that nobody else has answered who was not convicted since."""
+
     def statement(self, by: str, only: ReceiptFilter) -> list[StatementLine]:
         """Sums of receipts of each owner, vehicle, job or month, in their order."""
 

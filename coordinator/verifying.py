@@ -19,6 +19,7 @@ from coordinator.commands import (
     AddRows,
     Command,
     FindOut,
+    LookBack,
     SendControl,
     VoidAnswers,
 )
@@ -331,7 +332,8 @@ class Verifying:
     def _convict(self, vehicle: str, now_ms: int) -> list[Command]:
         """A car answered wrongly: it gets no work, and nothing counts any more for which there is only its word."""
         self.counters["vehicle_convicted"] += 1
-        commands = self.conduct.convict(vehicle, now_ms)
+        commands: list[Command] = [LookBack(vehicle, self.conduct.convicted.get(vehicle, 0))]
+        commands += self.conduct.convict(vehicle, now_ms)
         held = self.fleet.held.get(self.fleet.row(vehicle), {})
         for job, chunks in [(job, sorted(chunks)) for job, chunks in held.items()]:
             commands += self.leases.release(job, chunks, LeaseEnd.CANCELLED, now_ms)

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from coordinator.adapters.ledger_rows import (
     accepted_rows,
     answer_of,
@@ -100,6 +103,24 @@ class SqlLedger(ABC):
         """Every version of a vehicle's policy, the newest first."""
         return [policy_view(row) for row in self._records("consents_of", (vehicle,))]
 
+    def ended_jobs_answered(self, vehicle: str, since_ms: int) -> list[str]:
+        """Verified jobs that ended since then, the first first, and of which a vehicle was paid for rows."""
+        return [job for (job,) in self._all("ended_jobs_answered", since_ms, vehicle)]
+
+    def rows_unconfirmed(self, job: str, vehicle: str) -> int:
+        """How many rows count by a vehicle's answers that nobody else has answered who was not convicted since."""
+        ((rows,),) = self._all("rows_of_job", job)
+        counts = np.full(rows, -1)
+        for pieces, answer in self._all("pieces_of_job", job):
+            counts[_rows(pieces, rows)] = -1 if answer is None else answer
+        own: list[int] = []
+        for number, witness, pieces, convicted in self._all("witnesses_of_job", job):
+            if witness == vehicle:
+                own.append(number)
+            elif not convicted:
+                counts[_rows(pieces, rows)] = -1
+        return int(np.count_nonzero(np.isin(counts, own)))
+
     def statement(self, by: str, only: ReceiptFilter) -> list[StatementLine]:
         """Sums of receipts of each owner, vehicle, job or month, in their order."""
         _, found = self._read("statement", {"by": by, **asdict(only)})
@@ -116,3 +137,8 @@ class SqlLedger(ABC):
     def _records(self, name: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         columns, rows = self._read(name, values)
         return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _rows(pieces: bytes, rows: int) -> NDArray[np.int64]:
+    """The rows of a job with so many that pieces, in rows or in slots, speak of."""
+    return np.concatenate([np.arange(piece.start, piece.stop) for piece in decode_pieces(pieces)]) % rows

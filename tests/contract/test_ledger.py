@@ -285,6 +285,35 @@ def test_answers_and_checks_of_a_verified_job_come_back(ledger: Ledger) -> None:
     assert (ended.verification, ended.rows_checked, ended.rows_retracted) == ("adaptive", 2, 8)
 
 
+def test_rows_of_an_ended_job_that_stand_by_the_word_of_convicted_cars_are_counted(ledger: Ledger) -> None:
+    convicted = [VehicleConduct(car, 0, 0, 0.0, 0.0, convictions=1, convicted_ms=at) for car, at in CONVICTIONS]
+    given = (0, 0, 20, "v1"), (1, 110, 114, "v2"), (2, 114, 116, "v3"), (3, 20, 25, "v1")
+    leases = [lease(*each) for each in given]
+    parts = [(ReceiptPart(each, each.stop - each.start, 1_500, 7, 4, 7),) for each in leases]
+    answers = [
+        answer(0, "v1", (0, 20, 0)),
+        answer(1, "v2", (110, 114, 0)),
+        answer(2, "v3", (114, 116, 0)),
+        answer(3, REFEREE, (1, 3, 0), (19, 20, 2)),
+        answer(4, "v1", (20, 25, 0)),
+    ]
+    ledger.commit([AddJob(VERIFIED), *map(GrantLease, leases)])
+    ledger.commit([AddAnswer(each, part) for each, part in zip(answers, [*parts[:3], (), parts[3]], strict=True)])
+    ledger.commit([AddRows(verified(1, 0, (0, 20, 0))), AddRows(verified(2, 4, (20, 22, 0)))])
+    ledger.commit([AddRows(verified(3, None, (19, 20, 0))), AddRows(verified(4, 3, (19, 20, 2)))])
+    ledger.commit([KeepConduct(each) for each in convicted])
+    assert ledger.ended_jobs_answered("v1", 0) == []
+    ledger.commit([EndJob(JOB.id, JobState.CANCELLED, 50)])
+    # Of 19 and 2 rows the coordinator has answered two, and v3 two; v2 was convicted after it had answered.
+    assert ledger.rows_unconfirmed(JOB.id, "v1") == 17
+    assert ledger.rows_unconfirmed(JOB.id, "v2") == 0
+    assert [ledger.ended_jobs_answered("v1", since_ms) for since_ms in (0, 50, 51)] == [[JOB.id], [JOB.id], []]
+    assert ledger.ended_jobs_answered("v9", 0) == []
+
+
+CONVICTIONS = (("v1", 60), ("v2", 55), ("v3", 8))
+
+
 def test_an_answer_is_kept_once(ledger: Ledger) -> None:
     ledger.commit([AddJob(VERIFIED), AddAnswer(answer(0, "v1", (0, 1, 0)))])
     with pytest.raises(StoreUnavailable):

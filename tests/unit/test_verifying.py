@@ -14,6 +14,7 @@ from coordinator.commands import (
     FindOut,
     GrantLease,
     KeepChecks,
+    LookBack,
     SendControl,
     VoidAnswers,
 )
@@ -204,6 +205,7 @@ def test_work_in_hand_is_called_off_at_a_conviction() -> None:
     scene.answer(first, wrong=range(10))
     said = scene.know(scene.asked())
     assert SendControl("bad", Cancel("j1", [second.chunk])) in said
+    assert LookBack("bad", 0) in said
     before = conduct(scene, "bad")
     scene.answer(second, wrong=range(10))
     scene.put(RowsFailed("bad", Failure("j1", 1, [Span(second.chunk, second.start, second.stop)], "no")))

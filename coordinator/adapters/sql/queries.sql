@@ -78,6 +78,24 @@ ON CONFLICT (job, row) DO UPDATE SET state = excluded.state;
 SELECT number, job, vehicle, engine, pieces, payload, held, received_ms
 FROM answers WHERE job = ? AND void = 0 ORDER BY number;
 
+-- name: ended_jobs_answered
+-- Verified jobs that ended since a time, and for which a vehicle computed rows.
+SELECT id FROM jobs
+WHERE verified = 1 AND state <> 'running' AND ended_ms >= ?
+    AND EXISTS (SELECT 1 FROM receipt_sums WHERE job = id AND vehicle = ?)
+ORDER BY ended_ms, id;
+
+-- name: rows_of_job
+-- How many rows a job has.
+SELECT row_count FROM jobs WHERE id = ?;
+
+-- name: witnesses_of_job
+-- Answers of a job that are not void, without outputs, and whether their vehicle was convicted since.
+SELECT number, answers.vehicle, pieces,
+    CASE WHEN convictions > 0 AND convicted_ms >= received_ms THEN 1 ELSE 0 END AS convicted
+FROM answers LEFT JOIN conduct ON conduct.vehicle = answers.vehicle
+WHERE job = ? AND void = 0 ORDER BY number;
+
 -- name: next_answer
 -- The number that no answer of a job has had yet.
 SELECT coalesce(max(number) + 1, 0) FROM answers WHERE job = ?;
