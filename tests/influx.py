@@ -123,10 +123,9 @@ class InfluxProcess:
         self._process.send_signal(signal.SIGCONT)
 
     @property
-    def pid(self) -> int:
-        """Process id."""
-        assert self._process is not None
-        return self._process.pid
+    def pids(self) -> list[int]:
+        """Of the server, if it is not killed."""
+        return [] if self._process is None else [self._process.pid]
 
     def query(self, text: str, database: str = "") -> list[dict[str, object]]:
         """Every series of an answer."""

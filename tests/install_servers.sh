@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Installs from Debian's packages what the tests need and this machine lacks: make, Python's venv module, Mosquitto, InfluxDB
-# 1.6.7, PostgreSQL, promtool. Where Go is, it also builds InfluxDB 1.8.10 into a cache folder.
+# Installs from Debian's packages what the tests need and this machine lacks: make, Python's venv module, strace, Mosquitto,
+# InfluxDB 1.6.7, PostgreSQL, promtool. Where Go is, it also builds InfluxDB 1.8.10 into a cache folder.
 # `--peers` adds redis-server, on which the benchmark of Celery stands. Needs root. The tests start Mosquitto themselves, so the service that the package sets up is stopped and disabled.
 set -euo pipefail
 
 missing=()
 command -v make >/dev/null || missing+=(make)
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+command -v strace >/dev/null || missing+=(strace)
 PATH="$PATH:/usr/sbin" command -v mosquitto >/dev/null || missing+=(mosquitto)
 command -v influxd >/dev/null || missing+=(influxdb)
 compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql)

@@ -3,6 +3,7 @@
 It refuses to be root's, so where tests are, it is nobody's.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -123,10 +124,13 @@ class PostgresProcess:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
-    def pid(self) -> int:
-        """Process id."""
-        assert self._process is not None
-        return self._process.pid
+    def pids(self) -> list[int]:
+        """Of the server, and of those that serve its connections; none while it is killed."""
+        if self._process is None:
+            return []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [self._process.pid, *(each.pid for each in psutil.Process(self._process.pid).children())]
+        return []
 
     def make_ledger(self) -> str:
         """Make an empty schema, which costs less than a database; its URL."""

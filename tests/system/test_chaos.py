@@ -7,10 +7,11 @@ import pytest
 
 from tests.influx import require_influxd
 from tests.postgres import require_postgres
-from tests.system.chaos.plan import plan_of
+from tests.system.chaos.plan import Kind, plan_of
 from tests.system.chaos.run import run_plan
+from tests.system.chaos.slow_disk import require_strace
 
-SEEDS: Final = (3, 257, 324)
+SEEDS: Final = (796, 850, 977)
 
 
 @pytest.mark.timeout(300)
@@ -22,5 +23,7 @@ async def test_nothing_is_lost_whatever_happens(seed: int, tmp_path: Path) -> No
         require_influxd("1.6.7")
     if plan.ledger == "postgres":
         require_postgres()
+    if Kind.SLOW_DISK in plan.kinds:
+        require_strace()
     outcome = await run_plan(plan, tmp_path)
     assert outcome.objections == [], [str(fault) for fault in plan.faults]

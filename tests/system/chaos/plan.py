@@ -25,6 +25,7 @@ class Kind(StrEnum):
     BREAK = "break"  # a packet says a length that is not its own
     CLOCK = "clock"  # the wall clock of a process is set
     DISK = "disk"  # no file can grow
+    SLOW_DISK = "slow disk"  # what is written and synced takes longer
     LEAVE = "leave"  # the cable is pulled, and later put in again
     REVOKE = "revoke"  # the owner withdraws the consent
 
@@ -138,6 +139,9 @@ def _fault(kind: Kind, cars: int, rng: Random) -> Fault:  # noqa: C901 - one cas
             return Fault(at_s, kind, car, for_s, amount=step_ms)
         case Kind.DISK:
             return Fault(at_s, kind, rng.choice([car, "coordinator"]), for_s)
+        case Kind.SLOW_DISK:
+            target = rng.choice([car, "coordinator", "coordinator", "ledger", "ledger", "store"])
+            return Fault(at_s, kind, target, for_s + 1.0, amount=rng.choice([50, 150, 500]))
         case Kind.LEAVE:
             return Fault(at_s, kind, car, for_s)
         case Kind.REVOKE:

@@ -388,6 +388,8 @@ async def _run_all(seeds: range, at_once: int, directory: Path) -> list[Outcome]
         print(_line(outcome), flush=True)
         for objection in outcome.objections:
             print(f"    {objection}", flush=True)
+        for note in outcome.notes:
+            print(f"    note: {note}", flush=True)
         if not outcome.objections:
             shutil.rmtree(folder, ignore_errors=True)
         return outcome

@@ -26,6 +26,7 @@ from tests.influx import InfluxProcess, require_influxd
 from tests.postgres import PostgresProcess, require_postgres
 from tests.system.chaos.plan import LINK_KINDS, MESSAGE_KINDS, Fault, Kind, Plan
 from tests.system.chaos.proxy import ProxiedLink
+from tests.system.chaos.slow_disk import slow_disk
 from tests.system.deployment import DEADLINE_S, until
 
 __all__ = ["Ended", "Stage", "on_stage"]
@@ -210,6 +211,8 @@ class Stage:
                 clock.write_text("0")
             case Kind.DISK:
                 await self._fill(fault.target, fault.for_s)
+            case Kind.SLOW_DISK:
+                await self._slow_down(fault)
             case Kind.LEAVE:
                 self.signal(fault.target, signal.SIGUSR1)
                 await asyncio.sleep(fault.for_s)
@@ -255,28 +258,30 @@ class Stage:
         """What must hold when the coordinator has died; the runner says it."""
 
     async def _pause(self, target: str, for_s: float) -> None:
-        if target == "ledger":
-            assert self.postgres is not None
-            pid = self.postgres.pid
-        elif target == "store":
-            assert self.store is not None
-            pid = self.store.pid
-        elif target == "broker":
-            pid = self.broker.pid
-        elif target.endswith("/worker"):
+        if target.endswith("/worker"):
             worker = await self._worker(target)
-            if worker is None:
-                return
-            pid = worker.pid
+            pids = [] if worker is None else [worker.pid]
         else:
-            pid = self._processes[target].pid
-        # PostgreSQL has a process for each connection; all others that are paused have none that matters.
-        pids = [pid, *([child.pid for child in psutil.Process(pid).children()] if target == "ledger" else [])]
+            pids = self._pids(target)
         for each in pids:
             _send(each, signal.SIGSTOP)
         await asyncio.sleep(for_s)
         for each in pids:
             _send(each, signal.SIGCONT)
+
+    def _pids(self, target: str) -> list[int]:
+        """Of a target's processes; none while it is killed. PostgreSQL has one for each connection, too."""
+        match target:
+            case "ledger":
+                assert self.postgres is not None
+                return self.postgres.pids
+            case "store":
+                assert self.store is not None
+                return self.store.pids
+            case "broker":
+                return [self.broker.pid]
+            case _:
+                return [pid for name, pid in self.pids().items() if name == target]
 
     async def _worker(self, target: str) -> psutil.Process | None:
         """The worker process of a car, once it has one."""
@@ -340,6 +345,15 @@ class Stage:
                 file.write(b"x")
         await asyncio.sleep(for_s)
         filler.unlink()
+
+    async def _slow_down(self, fault: Fault) -> None:
+        """The disk of a target, and of whatever takes its place meanwhile."""
+        log = self.directory / f"{fault.target}.slow-disk.log"
+        held_up, complaint = await slow_disk(
+            lambda: self._pids(fault.target), fault.for_s, fault.amount, log, self._environment()
+        )
+        why = f" ({complaint})" if complaint else ""
+        self.notes.append(f"slow disk: {held_up} calls of {fault.target} were held up{why}")
 
     # The end ---------------------------------------------------------------------------------------------------------
 
