@@ -17,7 +17,17 @@ import psutil
 
 from benchmarks.figures import Figure, Plan, table
 
-BENCHMARKS: Final = ("dispatch", "models", "telemetry", "influx", "idle", "scheduling", "preemption", "recovery")
+BENCHMARKS: Final = (
+    "dispatch",
+    "models",
+    "telemetry",
+    "influx",
+    "idle",
+    "scheduling",
+    "ledger",
+    "preemption",
+    "recovery",
+)
 BY_NAME_ALONE: Final = {"mqtt_clients": "clients"}
 
 

@@ -6,6 +6,7 @@ The same for every engine. Pure: runs no statement and knows no engine.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from operator import add
 from typing import Any
 
 import msgspec
@@ -57,7 +58,10 @@ Row = tuple[Any, ...]
 
 
 def statements(writes: Sequence[LedgerWrite]) -> Iterator[tuple[str, list[Row]]]:
-    """The named statements that keep these writes, in the order in which they must run, each with its rows."""
+    """The named statements that keep these writes, in the order in which they must run, each with its rows.
+
+    No two rows of a statement change the same thing, so that an engine may run it once for all of them.
+    """
     groups: defaultdict[type[Any], list[Any]] = defaultdict(list)
     for write in writes:
         groups[type(write)].append(write)
@@ -72,11 +76,14 @@ def statements(writes: Sequence[LedgerWrite]) -> Iterator[tuple[str, list[Row]]]
         ("add_result", (_result_row(write.rows) for write in groups[AddRows])),
         ("add_answer", (_answer_row(write.answer) for write in groups[AddAnswer])),
         ("void_answers", ((write.job, write.vehicle) for write in groups[VoidAnswers])),
-        ("keep_check", ((write.job, row, int(write.check)) for write in groups[KeepChecks] for row in write.rows)),
+        ("keep_check", _check_rows(groups[KeepChecks])),
         ("add_receipts", _receipt_sums([*groups[AddRows], *groups[AddAnswer]])),
         ("add_failed_row", map(_failed_row, groups[AddFailedRow])),
-        ("keep_conduct", (_conduct_row(write.conduct) for write in groups[KeepConduct])),
-        ("end_job", map(_end_row, groups[EndJob])),
+        (
+            "keep_conduct",
+            {write.conduct.vehicle: _conduct_row(write.conduct) for write in groups[KeepConduct]}.values(),
+        ),
+        ("end_job", {end.job: _end_row(end) for end in reversed(groups[EndJob])}.values()),  # a job ends once
     )
     for name, rows in parts:
         if listed := list(rows):
@@ -84,22 +91,15 @@ def statements(writes: Sequence[LedgerWrite]) -> Iterator[tuple[str, list[Row]]]
 
 
 def _lease_changes(ends: Sequence[EndLease], added: Sequence[AddRows | AddAnswer]) -> Iterator[Row]:
-    """Mostly a lease's last rows come with its end: then one statement does both."""
-    left = {(end.job, end.chunk): (end.end.value, end.ended_ms) for end in ends}
+    """Mostly a lease's last rows come with its end: then one row says both."""
+    ended = {(end.job, end.chunk): (end.end.value, end.ended_ms) for end in ends}
+    sums: dict[tuple[str, int], tuple[int, ...]] = dict.fromkeys(ended, _NOTHING)
     for part in chain.from_iterable(write.parts for write in added):
         lease = (part.lease.job, part.lease.chunk)
-        ended = left.pop(lease, _NOT_ENDED)
-        yield (
-            *ended,
-            part.rows,
-            part.compute_us,
-            part.energy_mwh,
-            part.energy_pay_micro,
-            part.fee_pay_micro,
-            *lease,
-        )
-    for lease, ended in left.items():
-        yield ended + _NOTHING + lease
+        figures = (part.rows, part.compute_us, part.energy_mwh, part.energy_pay_micro, part.fee_pay_micro)
+        before = sums.get(lease, _NOTHING)
+        sums[lease] = figures if before is _NOTHING else tuple(map(add, before, figures))
+    return ((*ended.get(lease, _NOT_ENDED), *figures, *lease) for lease, figures in sums.items())
 
 
 def _rows_released(ends: Sequence[EndLease]) -> Iterator[Row]:
@@ -212,6 +212,11 @@ def _lease_row(lease: LeaseRecord) -> Row:
         lease.month,
         lease.copy_of,
     )
+
+
+def _check_rows(writes: Sequence[KeepChecks]) -> Iterator[Row]:
+    checks = {(write.job, row): int(write.check) for write in writes for row in write.rows}
+    return ((*key, check) for key, check in checks.items())
 
 
 def _failed_row(write: AddFailedRow) -> Row:

@@ -20,8 +20,16 @@ from psycopg.types.string import StrDumperUnknown
 from psycopg_pool import ConnectionPool
 
 from coordinator.adapters.ledger_rows import statements
+from coordinator.adapters.postgres_arrays import PostgresArray, PostgresArrayDumper, plain_text
 from coordinator.adapters.postgres_cell import CellLease
-from coordinator.adapters.sql import cell_queries, postgres_migrations, postgres_queries
+from coordinator.adapters.sql import (
+    cell_queries,
+    for_many_rows,
+    postgres_migrations,
+    postgres_queries,
+    postgres_writes,
+    prepared,
+)
 from coordinator.adapters.sql_ledger import SqlLedger
 from coordinator.commands import LedgerWrite
 from coordinator.errors import LedgerHeld, LedgerLost, StoreUnavailable
@@ -44,6 +52,8 @@ _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 _ATTEMPTS_A_WARNING: Final = 30
 _RENEWALS_A_LEASE: Final = 3
+_FEW_ROWS: Final = 8  # cost less one by one
+_MOST_ROWS: Final = 1_000  # at once: an array has room for a gigabyte
 
 _log = logging.getLogger(__name__)
 Connection = psycopg.Connection[TupleRow]
@@ -57,10 +67,8 @@ class _Whole(Loader):
 
 
 class _Text(StrDumperUnknown):
-    """PostgreSQL's text can't hold the character NUL, which a vehicle's error message can."""
-
     def dump(self, obj: str) -> Buffer | None:
-        return super().dump(obj.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+        return super().dump(plain_text(obj))
 
 
 class PostgresLedger(SqlLedger):
@@ -78,6 +86,7 @@ class PostgresLedger(SqlLedger):
         self._lease_s = lease_s
         self._queries = postgres_queries()
         self._schema = cell_queries()
+        self._for_many: dict[str, tuple[str, list[str]]] = {}
         self._writer: Connection | None = None
         self._pool: ConnectionPool[Connection] | None = None
         self._given_up = threading.Event()
@@ -129,6 +138,7 @@ class PostgresLedger(SqlLedger):
                 if step > version:
                     connection.execute(script.encode())
                     connection.execute(self._schema["set_version"], [step])
+        self._for_many = self._writes_for_many(connection)
         self._pool = ConnectionPool(
             self._conninfo(),
             kwargs={"autocommit": True, "context": _adapters()},
@@ -140,6 +150,13 @@ class PostgresLedger(SqlLedger):
             name="ledger-readers",
             open=True,
         )
+
+    def _writes_for_many(self, connection: Connection) -> dict[str, tuple[str, list[str]]]:
+        writes = postgres_writes()
+        connection.execute("".join(prepared(name, write) for name, write in writes.items()).encode())
+        types = connection.execute(self._schema["types_of_values"]).fetchall()
+        connection.execute("DEALLOCATE ALL")
+        return {name: (for_many_rows(writes[name], of_values), of_values) for name, of_values in types}
 
     def _version(self, connection: Connection) -> int:
         """The version of the tables, which must not be newer than we are."""
@@ -223,7 +240,13 @@ class PostgresLedger(SqlLedger):
         with connection.pipeline(), connection.cursor() as cursor:
             cursor.execute("BEGIN")
             for name, rows in statements(writes):
-                cursor.executemany(self._queries[name], rows)
+                if len(rows) < _FEW_ROWS:
+                    cursor.executemany(self._queries[name], rows)
+                    continue
+                write, types = self._for_many[name]
+                for start in range(0, len(rows), _MOST_ROWS):
+                    columns = zip(*rows[start : start + _MOST_ROWS], strict=True)
+                    cursor.execute(write.encode(), list(map(PostgresArray, types, columns)))
             self._lease.count_round(cursor, round_)
             cursor.execute("COMMIT")
 
@@ -271,7 +294,7 @@ class PostgresLedger(SqlLedger):
         made = psycopg.connect(
             self._conninfo(), autocommit=True, context=_adapters(), application_name=name, prepare_threshold=1
         )
-        made.execute(self._schema["be_durable"])
+        made.execute(self._schema["set_up"])
         return made
 
     def _conninfo(self) -> str:
@@ -304,6 +327,7 @@ def _adapters() -> AdaptersMap:
     # Of one width: else each mixture of small and large numbers would be another statement to prepare.
     adapters.register_dumper(int, Int8BinaryDumper)
     adapters.register_dumper(str, _Text)
+    adapters.register_dumper(PostgresArray, PostgresArrayDumper)
     adapters.register_loader("numeric", _Whole)
     return adapters
 

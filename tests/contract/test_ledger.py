@@ -220,6 +220,57 @@ def test_a_running_job_comes_back_with_all_that_happened(ledger: Ledger) -> None
     )
 
 
+def busy_round(many: int) -> list[LedgerWrite]:
+    """Each kind of write `many` times, of which some change the same thing again."""
+    job = JOB.id
+    leases = [lease(n, 2 * n, 2 * n + 2, f"v{n % 7}") for n in range(many)]
+    copies = [msgspec.structs.replace(each, chunk=many + each.chunk, copy_of=each.chunk) for each in leases[::2]]
+    writes: list[LedgerWrite] = [AddJob(VERIFIED), *map(GrantLease, [*leases, *copies])]
+    for n, under in enumerate(leases):
+        rows = replace(accepted(n, (2 * n, 2 * n + 1, 0)), vehicle=under.vehicle, compute_ms=n % 2)
+        by_reference = replace(rows, seq=many + n, payload=None, payload_ref="ff" * 32, answer=n)
+        writes += [added(rows, under), added(by_reference, under), EndLease(job, n, LeaseEnd.LOST, 1, n)]
+        writes += [EndLease(job, many + n, LeaseEnd.DONE, 0, n), KeepChecks(job, (n % 20, 7), Check.AUDIT)]
+        writes += [AddAnswer(answer(n, under.vehicle, (n, n + 1, 0))), KeepChecks(job, (7, n), Check.DECIDED)]
+        writes += [
+            AddFailedRow(job, FailedRow(2 * n, 3, "'{\"☃\\ NULL")),
+            AddFailedRow(job, FailedRow(2 * n + 1, 3, "")),
+        ]
+        writes += [KeepConduct(VehicleConduct(f"v{n % 9}", n, 0, n / 2, n, convictions=n))]
+        writes += [AddConsent(f"v{n}", OwnerPolicy(1, "ada", ["general"]), "test", n)]
+        writes += [AddModel(replace(MODEL, digest=f"{n % 5:064}", batch_rows=n % 5 or None))]
+        writes += [AddJob(replace(JOB, id=f"job-{n + 10}")), EndLease(f"job-{n + 10}", 0, LeaseEnd.LOST, 1, n)]
+        writes += [EndJob(f"job-{n // 2 + 10}", JobState.DONE, n, "x" * n)]
+    return [*writes, *(VoidAnswers(job, f"v{n % 3}") for n in range(many))]
+
+
+def everything(ledger: Ledger) -> list[object]:
+    only = ReceiptFilter()
+    return [
+        ledger.load(),
+        ledger.rows_after(JOB.id, 0, 1_000),
+        ledger.ended_jobs(1_000),
+        ledger.job_view(JOB.id),
+        ledger.statement("owner", only),
+        ledger.receipts(only, ("", 0), 1_000),
+        ledger.policy_history("v1"),
+    ]
+
+
+@pytest.mark.parametrize("many", [3, 50], ids="{} of each".format)
+def test_a_round_of_many_writes_is_kept_like_a_round_for_each(
+    ledger: Ledger, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.adapters.postgres_ledger._MOST_ROWS", 20)
+    ledger.commit(busy_round(many))
+    one_by_one = SqliteLedger(Path(":memory:"))
+    one_by_one.open()
+    for write in busy_round(many):
+        one_by_one.commit([write])
+    assert everything(ledger) == everything(one_by_one)
+    one_by_one.close()
+
+
 def test_a_lease_may_be_granted_and_ended_in_one_round(ledger: Ledger) -> None:
     ended = lease(0, 0, 10)
     ledger.commit([AddJob(JOB), EndLease(JOB.id, 0, LeaseEnd.RELEASED, 10, 5), GrantLease(ended)])
@@ -362,12 +413,13 @@ def test_an_ended_job_is_no_longer_running_and_keeps_its_sums(
     assert ledger.rows_after(JOB.id, 0, 10) == [accepted(1, (0, 60, 0))]
 
 
-def test_text_may_hold_any_character(ledger: Ledger, kind: str) -> None:
-    ledger.commit([AddJob(JOB), EndJob(JOB.id, JobState.FAILED, 9, "row 3: \0 ☃ 'x' %s ?")])
-    ended = ledger.job_view(JOB.id)
-    assert ended is not None
+@pytest.mark.parametrize("jobs", [1, 20])
+def test_text_may_hold_any_character(ledger: Ledger, kind: str, jobs: int) -> None:
+    for number in range(jobs):
+        ledger.commit([AddJob(replace(JOB, id=f"job-{number}"))])
+    ledger.commit([EndJob(f"job-{n}", JobState.FAILED, 9, "row 3: \0 ☃ 'x' %s ?") for n in range(jobs)])
     nul = "\N{REPLACEMENT CHARACTER}" if kind == "postgres" else "\0"  # which PostgreSQL's text has no room for
-    assert ended.error == f"row 3: {nul} ☃ 'x' %s ?"
+    assert [ended.error for ended in ledger.ended_jobs(100)] == [f"row 3: {nul} ☃ 'x' %s ?"] * jobs
 
 
 def test_names_are_in_the_order_of_their_bytes(ledger: Ledger) -> None:

@@ -1,8 +1,17 @@
 -- What only a ledger has that several coordinators can reach: the cell, who may write for it, and until when.
 
--- name: be_durable
--- Let a commit wait for the disk, where the server would answer before.
-SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
+-- name: set_up
+-- Let a commit wait for the disk, where the server would answer before; and let no plan read whole tables: one that was
+-- made while a table was small is kept when it has grown.
+SELECT
+    CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', false) END,
+    set_config('enable_seqscan', 'off', false),
+    set_config('enable_hashjoin', 'off', false),
+    set_config('enable_mergejoin', 'off', false);
+
+-- name: types_of_values
+-- Which types the values of prepared statements have.
+SELECT name, CAST(parameter_types AS TEXT[]) FROM pg_prepared_statements WHERE from_sql;
 
 -- name: lock_schema
 -- Let one at a time make and change tables; until the end of the transaction.
