@@ -226,7 +226,8 @@ class Core:
                 self._reasons_ms = -1
                 return self._ask_rebirth([row for row in rows if self.fleet.column["epoch"][row] < 0], now_ms)
             case VehicleCaps(vehicle, caps):
-                self.fleet.set_caps(vehicle, caps)
+                if self.fleet.set_caps(vehicle, caps):
+                    self.speeds.forget(vehicle)  # what its owner allows the worker may have changed
                 self.prices.update(now_ms)
                 self._warm.caps_changed(self.fleet.row(vehicle))
                 self._reasons_ms = -1

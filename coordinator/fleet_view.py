@@ -179,15 +179,17 @@ class FleetView:
         row = self.index.get(vehicle)
         return "" if row is None else self.regions[self.column["region"][row]]
 
-    def set_caps(self, vehicle: str, caps: Caps) -> None:
-        """Take what a vehicle can do."""
+    def set_caps(self, vehicle: str, caps: Caps) -> bool:
+        """Take what a vehicle can do; return whether it holds another consent than before."""
         row = self.row(vehicle)
+        is_bound_anew = bool(self.column["consent_version"][row] != caps.consent_version)
         self.models[row] = tuple(map(intern, caps.models))
         self.engines[row] = intern(f"{caps.execution_provider} {caps.architecture} {caps.runtime_version}")
         self.column["slots"][row] = caps.slots
         self.column["consent_version"][row] = caps.consent_version
         region = self.column["region"][row] = self._region(caps.region)
         self.column["energy_micro_per_kwh"][row] = self.prices[region] if region < len(self.prices) else np.nan
+        return is_bound_anew
 
     def _region(self, name: str) -> int:
         """Place of a region in `regions`; those beyond what is sensible count as not named."""

@@ -9,6 +9,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 __all__ = [
+    "LEAST_MEMORY_BYTES",
     "QUARTER_MINUTES",
     "WEEK_QUARTERS",
     "Hours",
@@ -21,6 +22,7 @@ __all__ = [
 QUARTER_MINUTES = 15
 WEEK_QUARTERS = 7 * 24 * 60 // QUARTER_MINUTES
 _DAY_QUARTERS = 24 * 60 // QUARTER_MINUTES
+LEAST_MEMORY_BYTES = 256_000_000  # an inference runtime with the smallest model takes half of it
 
 Purpose = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,32}$(?!\n)")]
 Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)")]
@@ -53,6 +55,8 @@ class OwnerPolicy(Struct, frozen=True):
     `version` grows with every change and is what tasks rely on. `power_cap_w` bounds what computing may draw;
     `least_pay_micro_per_h` is the fee for an hour of computing, on top of the energy, below which the car stays idle;
     `departure_charge_percent` is the charge promised for the next departure where the car itself does not say.
+    `threads`, `niceness` and `memory_bytes` bound the process that computes; where the car has its own bounds, the
+    stricter ones hold.
     """
 
     version: Annotated[int, Meta(ge=1, le=1 << 53)]
@@ -68,6 +72,9 @@ class OwnerPolicy(Struct, frozen=True):
     link: LinkRules = LinkRules()
     power_cap_w: Annotated[float, Meta(gt=0, le=1e5)] | None = None
     least_pay_micro_per_h: Count = 0
+    threads: Annotated[int, Meta(ge=1, le=4096)] | None = None
+    niceness: Annotated[int, Meta(ge=0, le=19)] | None = None
+    memory_bytes: Annotated[int, Meta(ge=LEAST_MEMORY_BYTES, le=1 << 53)] | None = None
 
 
 def allowed_quarters(policy: OwnerPolicy) -> bytes:

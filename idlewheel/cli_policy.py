@@ -73,6 +73,15 @@ def set_(
     power_cap_w: Annotated[
         str | None, typer.Option(metavar="WATT|none", help="Most power that computing may draw.")
     ] = None,
+    threads: Annotated[
+        str | None, typer.Option(metavar="N|none", help="Most threads that may compute at once.")
+    ] = None,
+    niceness: Annotated[
+        str | None, typer.Option(metavar="0-19|none", help="How much computing stands back behind other programs.")
+    ] = None,
+    memory_mb: Annotated[
+        str | None, typer.Option(metavar="MB|none", help="Most megabytes of memory that computing may use.")
+    ] = None,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -85,6 +94,7 @@ def set_(
       idlewheel owner policy set car-0007 --timezone Europe/Oslo --floor 50
       idlewheel owner policy set car-0007 car-0008 --price-ceiling 0.25
       idlewheel owner policy set car-0007 --charging-only --month-mb 500
+      idlewheel owner policy set car-0007 --threads 2 --niceness 19
       idlewheel owner policy set car-0007 --price-ceiling none --hours always
       idlewheel owner policy set car-0007 --file policy.json
     """
@@ -101,6 +111,8 @@ def set_(
     _check_purposes(purpose or [])
     changes |= _limit("departure_charge_percent", departure_charge, most=100) | _limit("power_cap_w", power_cap_w)
     changes |= _limit("price_ceiling_micro_per_kwh", price_ceiling, micro)
+    changes |= _limit("threads", threads, _count) | _limit("niceness", niceness, _count)
+    changes |= _limit("memory_bytes", memory_mb, micro)
     changes |= _hours(hours)
     link = {name: value for name, value in link.items() if value is not None} | _limit("month_bytes", month_mb, micro)
     if purpose:
@@ -205,6 +217,12 @@ def _limit(
     if not 0 <= value <= most:
         raise BadInput(f"{text} is not an amount" + ("" if most == inf else f" from 0 to {most:g}"))
     return {name: value if whole is None else whole(value)}
+
+
+def _count(value: float) -> int:
+    if not value.is_integer():
+        raise BadInput(f"{value:g} is not a whole number")
+    return int(value)
 
 
 def _hours(texts: list[str] | None) -> dict[str, Any]:

@@ -159,6 +159,9 @@ def policy_lines(view: PolicyView) -> str:
         (policy.price_ceiling_micro_per_kwh, "where a kWh costs {:g} at most", MICRO),
         (policy.least_pay_micro_per_h or None, "for {:g} an hour of computing at least", MICRO),
         (policy.power_cap_w, "drawing {:g} W at most", 1),
+        (policy.threads, "in {:g} threads at most", 1),
+        (policy.niceness, "with a niceness of {:g} at least", 1),
+        (policy.memory_bytes, "within {:g} MB of memory", MICRO),
         (link.least_mbps or None, "over links of {:g} Mbit/s at least", 1),
         (link.month_bytes, "carrying {:g} MB a month at most", MICRO),
     )

@@ -25,7 +25,7 @@ from fleet_wire.signals import Signals, check_numbers
 from fleet_wire.tensors import encode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
 from fleet_wire.trace import trace_of
-from vehicle_agent.allotment import Allotment, busy_share
+from vehicle_agent.allotment import Allotment, allotted
 from vehicle_agent.blobs import Blobs
 from vehicle_agent.consent import Consent, utc_offset_ms
 from vehicle_agent.errors import BlobUnavailable
@@ -187,7 +187,7 @@ class _Agent:
             self._handling = False
         if self._session.working != self._computing:
             self._computing = self._session.working
-            self._source.set_computing(self._inference.allotment.busy_share if self._computing else 0.0)
+            self._source.set_computing(self._inference.allotment.power_share if self._computing else 0.0)
         if self._session.busy:
             self._busy.set()
 
@@ -291,7 +291,7 @@ class _Agent:
     def _sense(self, now_ms: int) -> None:
         signals = self._read(now_ms)
         signals.link_month_bytes = self._count_bytes(now_ms)
-        self._power.learn(signals, self._inference.allotment.busy_share)
+        self._power.learn(signals, self._inference.allotment.power_share)
         verdict = self._judge(signals, now_ms, willing=self._session.reason is None)
         self._tell_verdict(verdict)
         self.handle(Tick())
@@ -302,7 +302,7 @@ class _Agent:
 
     def _judge(self, signals: Signals, now_ms: int, *, willing: bool) -> Verdict | None:
         policy = self._consent.policy
-        drawn_w = self._power.compute_w * self._inference.allotment.busy_share
+        drawn_w = self._power.compute_w * self._inference.allotment.power_share
         return judge(
             msgspec.structs.replace(signals, compute_power_w=drawn_w),
             policy,
@@ -314,7 +314,8 @@ class _Agent:
 
     def _tell_verdict(self, verdict: Verdict | None) -> None:
         reason, level = (None, Level.KILL) if verdict is None else (verdict.reason, verdict.level)
-        self.handle(Judged(reason, self._power.compute_w, self._power.awake_w, level))
+        compute_w = self._power.compute_w * self._inference.allotment.threads_share
+        self.handle(Judged(reason, compute_w, self._power.awake_w, level))
 
     def _must_stop(self) -> bool:
         """Look at the car, in the guard's thread: it changes nothing but `_last_words` and counters."""
@@ -334,9 +335,9 @@ class _Agent:
         self._sense(_now_ms())
 
     def _allotment(self) -> Allotment:
-        policy, settings = self._consent.policy, self._settings
-        share = busy_share(settings.compute_power_w, None if policy is None else policy.power_cap_w)
-        return Allotment(settings.threads, settings.niceness, settings.memory_bytes, share)
+        settings = self._settings
+        maker = Allotment(settings.threads, settings.niceness, settings.memory_bytes)
+        return allotted(maker, settings.compute_power_w, self._consent.policy)
 
     def _count_bytes(self, now_ms: int) -> int:
         moved = self._blobs.bytes_moved + (0 if self._link is None else self._link.bytes_moved)
@@ -378,7 +379,8 @@ class _Agent:
         self._tell(VehicleChannel.TELE, TELEMETRY, document, retain=False)
 
     def _tell_caps(self) -> None:
-        caps = _caps(self._settings, self._epoch, self._consent.version, self._models.digests())
+        threads, models = self._inference.allotment.threads, self._models.digests()
+        caps = _caps(self._settings, self._epoch, self._consent.version, threads, models)
         if self._link is not None and caps != self._caps:
             self._caps = caps
             self._tell(VehicleChannel.CAPS, CAPS, caps, retain=True)
@@ -530,14 +532,14 @@ def _session_limits(settings: AgentSettings) -> SessionLimits:
     )
 
 
-def _caps(settings: AgentSettings, epoch: int, consent_version: int, models: list[str]) -> Caps:
+def _caps(settings: AgentSettings, epoch: int, consent_version: int, threads: int, models: list[str]) -> Caps:
     return Caps(
         epoch=epoch,
         agent_version=_version("idlewheel"),
         architecture=platform.machine()[:64],
         execution_provider="CPUExecutionProvider",
         runtime_version=_version("onnxruntime"),
-        threads=settings.threads,
+        threads=threads,
         slots=settings.slots,
         consent_version=consent_version,
         region=settings.region,

@@ -52,7 +52,8 @@ class Connected:
 class Judged:
     """The car's own rules have spoken: None means that it may work, else `level` says how work ends.
 
-    `compute_w` is what computing draws above idle, `awake_w` what the car draws only because work keeps it awake.
+    `compute_w` is what the worker's threads draw above idle, `awake_w` what the car draws only because work keeps it
+    awake.
     """
 
     reason: IneligibleReason | None

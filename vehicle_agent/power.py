@@ -8,7 +8,7 @@ __all__ = ["PowerMeter"]
 
 
 class PowerMeter:
-    """`compute_w` is what computing all the time draws above idle, `awake_w` what being awake for work draws."""
+    """`compute_w` is what all threads draw above idle, computing all the time, `awake_w` what being awake draws."""
 
     def __init__(self, compute_w: float, awake_w: float) -> None:
         self._set_compute_w = compute_w
@@ -16,15 +16,15 @@ class PowerMeter:
         self.compute_w = compute_w
         self.awake_w = awake_w
 
-    def learn(self, signals: Signals, busy_share: float = 1.0) -> None:
-        """Take a reading, of a car that may compute for this part of the time.
+    def learn(self, signals: Signals, power_share: float = 1.0) -> None:
+        """Take a reading, of a car that may draw this part of its full power.
 
         An idle computer draws nothing: what it drew last while this cable is in is remembered.
         """
         if signals.plugged is not True:
             self.compute_w = self._set_compute_w
         elif signals.compute_power_w is not UNSET and signals.compute_power_w > 0:
-            self.compute_w = signals.compute_power_w / busy_share
+            self.compute_w = signals.compute_power_w / power_share
         if signals.charging is True:  # which keeps it awake anyway
             self.awake_w = 0.0
         else:

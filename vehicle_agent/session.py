@@ -171,6 +171,8 @@ class Session:
                 return self._judged(reason, level, now_ms)
             case PolicyChanged(policy):
                 self.policy = policy
+                for model in self._models.values():  # the next worker may use more of the car, or less
+                    model.pace = Pace(self.limits.pace)
                 detail = "the consent that it relied on does not hold any more"
                 return [*self._kill_worker(), *self._refuse_all(RefusalReason.CONSENT_MISSING, detail)]
             case Connected(epoch, max_bytes):

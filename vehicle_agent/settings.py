@@ -7,6 +7,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fleet_wire.codec import MAX_PACKET_BYTES
+from fleet_wire.policy import LEAST_MEMORY_BYTES
 from vehicle_agent.policy import CarLimits
 
 __all__ = ["AgentSettings"]
@@ -40,7 +41,11 @@ class AgentSettings(BaseSettings):
 
     threads: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) - 1), ge=1)
     niceness: int = Field(10, ge=0, le=19)
-    memory_bytes: int = Field(default_factory=lambda: _memory_bytes() // 2, ge=1 << 26, description="of the worker")
+    memory_bytes: int = Field(
+        default_factory=lambda: max(LEAST_MEMORY_BYTES, _memory_bytes() // 2),
+        ge=LEAST_MEMORY_BYTES,
+        description="of the worker",
+    )
     cgroup: Path | None = Field(None, description="a delegated folder of cgroups v2; the worker gets a group in it")
     slots: int = Field(1024, ge=1, le=65535)
     compute_power_w: float = Field(25.0, ge=0, description="above idle, where the car does not measure it")

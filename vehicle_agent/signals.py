@@ -41,7 +41,7 @@ class SignalSource(Protocol):
         """
 
     def set_computing(self, share: float) -> None:
-        """Learn for which part of the time the agent computes from now on, which a simulated car turns into heat."""
+        """Learn which part of its full power computing takes from now on, which a simulated car turns into heat."""
 
 
 class SignalStream:

@@ -7,6 +7,7 @@ Started as `python -m vehicle_agent.worker SOCKET_FD BEATS_FD PARENT_PID ALLOTME
 
 import ctypes
 import os
+import platform
 import resource
 import select
 import signal
@@ -40,21 +41,30 @@ from vehicle_agent.runtime import LoadedModel, RunFailed, UnusableModel, load_mo
 __all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1
+# ioprio_set(2) has no wrapper in the C library, and another number on each family of processors.
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "armv7l": 314}
+_OF_PROCESS, _IDLE_CLASS, _CLASS_SHIFT = 1, 3, 13
 _SILENCE_S = 2.0
 
 
 class Worker:
-    """Loaded models, and what to answer to an order."""
+    """Loaded models, and what to answer to an order. Before the next one it rests, `rest_share` of what it computed."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, rest_share: float = 0.0) -> None:
         self._threads = threads
+        self._rest_share = rest_share
+        self._rests_until_s = 0.0
         self._models: dict[str, LoadedModel] = {}
 
     def answer(self, order: Order) -> Answer:
         """Carry out one order."""
-        if isinstance(order, Load):
-            return self._load(order)
-        return self._run(order)
+        started_s = perf_counter()
+        sleep(max(0.0, self._rests_until_s - started_s))
+        computing_s = process_time()
+        answer = self._load(order) if isinstance(order, Load) else self._run(order, started_s)
+        computed_s = (process_time() - computing_s) / self._threads
+        self._rests_until_s = perf_counter() + computed_s * self._rest_share
+        return answer
 
     def _load(self, order: Load) -> Loaded | Unusable:
         for digest in order.unload:
@@ -66,10 +76,11 @@ class Worker:
         self._models[order.digest] = model
         return Loaded(order.digest, model.batch_rows)
 
-    def _run(self, order: RunBatch) -> Ran | Raised:
+    def _run(self, order: RunBatch, started_s: float) -> Ran | Raised:
+        """What a batch took has its rest in it: the car is awake all the while, and each batch takes that long."""
         try:
             inputs = decode_tensors(order.inputs)
-            started_s, processor_s = perf_counter(), process_time()
+            processor_s = process_time()
             outputs = self._models[order.digest].run(order.rows, inputs)
             compute_ms = (perf_counter() - started_s) * 1000
             processor_ms = (process_time() - processor_s) * 1000 / self._threads
@@ -84,26 +95,23 @@ def main(socket_fd: int, beats_fd: int, parent_pid: int, allotment: Allotment, c
     """Serve the parent until the pipe ends."""
     _die_with(parent_pid)
     threading.Thread(target=_die_unwatched, args=[beats_fd], name="beats", daemon=True).start()
-    pause_share = _bound(allotment, cgroup)
+    rest_share = _bound(allotment, cgroup)
     pipe = socket.socket(fileno=socket_fd)
     orders = pipe.makefile("rb", buffering=1 << 20)
     decode = msgspec.msgpack.Decoder(Order).decode
-    worker = Worker(allotment.threads)
+    worker = Worker(allotment.threads, rest_share)
     while prefix := orders.read(PREFIX_BYTES):
         order = decode(orders.read(int.from_bytes(prefix, "little")))
-        busy_s = process_time()
-        answer = worker.answer(order)
-        busy_s = (process_time() - busy_s) / allotment.threads
-        pipe.sendall(frame_of(answer))
-        sleep(busy_s * pause_share)
+        pipe.sendall(frame_of(worker.answer(order)))
 
 
 def _bound(allotment: Allotment, cgroup: Path | None) -> float:
-    """Hold this process to its allotment; return how long to pause for each second of computing.
+    """Hold this process to its allotment; return how long to rest for each second of computing.
 
     The resource limit holds inside of a control group too: what it refuses is an error of the model, and no kill.
     """
-    os.nice(allotment.niceness)
+    os.setpriority(os.PRIO_PROCESS, 0, max(os.nice(0), allotment.niceness))
+    _let_others_first()
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     bytes_most = allotment.memory_bytes if hard == resource.RLIM_INFINITY else min(allotment.memory_bytes, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (bytes_most, hard))
@@ -115,6 +123,13 @@ def _bound(allotment: Allotment, cgroup: Path | None) -> float:
         else:
             return 0.0
     return 1 / allotment.busy_share - 1
+
+
+def _let_others_first() -> None:
+    """Use disks only while nobody else does, where the system has such a class; for this thread and those it starts."""
+    number = _IOPRIO_SET.get(platform.machine()) if sys.platform == "linux" else None
+    if number is not None:
+        ctypes.CDLL(None).syscall(number, _OF_PROCESS, 0, _IDLE_CLASS << _CLASS_SHIFT)
 
 
 def _die_with(parent_pid: int) -> None:

@@ -777,7 +777,9 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
 
 
 def test_consents_are_kept_version_by_version(ledger: Ledger) -> None:
-    first = OwnerPolicy(1, "ada", ["general"], hours=[Hours([0, 6], 1320, 360)], power_cap_w=50.0)
+    first = OwnerPolicy(
+        1, "ada", ["general"], hours=[Hours([0, 6], 1320, 360)], power_cap_w=50.0, threads=2, memory_bytes=10**9
+    )
     second = OwnerPolicy(2, "ada", [], revoked=True)
     other = OwnerPolicy(1, "bob", ["maps"])
     ledger.commit([AddConsent("v1", first, "cli", 10), AddConsent("v2", other, "http", 11)])

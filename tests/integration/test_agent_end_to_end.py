@@ -497,6 +497,48 @@ async def test_a_row_that_needs_too_much_memory_is_reported_and_the_others_are_c
         assert not counters["worker_died"]
 
 
+async def test_the_owners_bounds_hold_for_the_worker_as_soon_as_their_policy_arrives(
+    coordinator: Coordinator, settings: AgentSettings, blobs: BlobServer, tmp_path: Path
+) -> None:
+    settings = settings.model_copy(update={"threads": 3, "niceness": 5, "memory_bytes": 1 << 30})
+    policy = replace(AGREED, version=4, threads=1, niceness=15, memory_bytes=300_000_000)
+    model = model_ref(blobs, endless(tmp_path / "m.onnx"))
+    inputs = encode_tensors({"times": np.array([1 << 40]), "x": np.zeros((1, 3), np.float32)})
+    async with running(settings, Car(), Counter()):
+        await coordinator.until(lambda: bool(coordinator.of(Telemetry)))
+        await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(0, 0, 1)], inputs=inputs))
+        before = await computing_worker()
+        assert worker_bounds(before) == (5, 1 << 30)
+        threads = before.num_threads()
+        await coordinator.send(VehicleChannel.POLICY, POLICY, policy)
+        await coordinator.until(lambda: coordinator.of(Caps)[-1].consent_version == 4)
+        assert [each.threads for each in coordinator.of(Caps)][:: len(coordinator.of(Caps)) - 1] == [3, 1]
+        task = task_of(model, [Lease(1, 1, 2)], inputs=inputs, consent_version=4)
+        await coordinator.send(VehicleChannel.TASK, TASK, task)
+        after = await computing_worker()
+        assert after.pid != before.pid
+        assert worker_bounds(after) == (15, 300_000_000)
+        assert threads - after.num_threads() == 2
+        await coordinator.send(VehicleChannel.CTL, CONTROL, Cancel("job-1"))
+
+
+def worker_bounds(process: psutil.Process) -> tuple[int, int]:
+    """Its niceness, and what it may allocate; it stands back from disks in any case."""
+    assert process.ionice().ioclass == psutil.IOPRIO_CLASS_IDLE
+    return process.nice(), process.rlimit(psutil.RLIMIT_DATA)[0]
+
+
+async def computing_worker() -> psutil.Process:
+    """The worker, once it has computed for a while."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            process = worker()
+            with contextlib.suppress(psutil.Error):
+                if process is not None and process.cpu_times().user > 1.5:
+                    return process
+            await asyncio.sleep(0.01)
+
+
 async def test_under_a_cap_below_what_computing_draws_a_car_computes_for_a_part_of_the_time(
     coordinator: Coordinator, settings: AgentSettings, blobs: BlobServer, tmp_path: Path
 ) -> None:

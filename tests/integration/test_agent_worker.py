@@ -337,10 +337,14 @@ async def test_a_worker_computes_only_for_its_share_of_the_time(desk: Desk, tmp_
     desk.inference.allotment = Allotment(threads=1, busy_share=0.25)
     await desk.load(path)
     before_s, started_s = sum(worker_of(os.getpid()).cpu_times()[:2]), time.perf_counter()
+    told: list[BatchRan] = []
     for _ in range(8):
-        await desk.outputs(path, {"times": np.array([10]), "x": np.zeros((1, 3), np.float32)})
+        desk.run(path, {"times": np.array([10]), "x": np.zeros((1, 3), np.float32)})
+        told.append(await desk.next())  # type: ignore[arg-type]
     worked_s = sum(worker_of(os.getpid()).cpu_times()[:2]) - before_s
     assert worked_s / (time.perf_counter() - started_s) < 0.5
+    # Whoever plans by what a batch takes must know that the worker rests in between.
+    assert sum(each.compute_ms for each in told) > 2 * sum(each.processor_ms for each in told)
 
 
 @pytest.mark.parametrize("is_delegated", [True, False])

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from fleet_wire.policy import QUARTER_MINUTES, Hours, LinkRules, OwnerPolicy
+from fleet_wire.policy import LEAST_MEMORY_BYTES, QUARTER_MINUTES, Hours, LinkRules, OwnerPolicy
 
 __all__ = ["owner_hours", "owner_policies"]
 
@@ -32,4 +32,7 @@ owner_policies = st.builds(
     ),
     power_cap_w=st.none() | st.floats(0, 1e5, exclude_min=True),
     least_pay_micro_per_h=_counts,
+    threads=st.none() | st.integers(1, 4096),
+    niceness=st.none() | st.integers(0, 19),
+    memory_bytes=st.none() | st.integers(LEAST_MEMORY_BYTES, 2**53),
 )

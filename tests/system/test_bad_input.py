@@ -190,6 +190,9 @@ UNREADABLE: list[tuple[dict[str, Any], str]] = [
     ({"charge_floor_percent": 100.5}, "charge_floor_percent"),
     ({"charge_floor_percent": "half"}, "charge_floor_percent"),
     ({"power_cap_w": 0}, "power_cap_w"),
+    ({"threads": 0}, "threads"),
+    ({"niceness": 20}, "niceness"),
+    ({"memory_bytes": 1 << 20}, "memory_bytes"),
     ({"charge_floor": 30}, "charge_floor"),
     ({"owner": ""}, "owner"),
 ]  # fmt: skip

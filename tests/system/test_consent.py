@@ -64,7 +64,9 @@ async def test_consent_is_asked_for_given_and_revoked(broker: Broker, tmp_path: 
         assert job.status().rows_leased == 0
         assert job.status().state == "running"
 
-        await owner_policy(running, "set", "car-2", "--owner", "bob", "--purpose", "general", "--floor", "20")
+        bounds = ("--floor", "20", "--threads", "1", "--niceness", "19", "--memory-mb", "1e3")
+        said = await owner_policy(running, "set", "car-2", "--owner", "bob", "--purpose", "general", *bounds)
+        assert "in 1 threads at most\n  with a niceness of 19 at least\n  within 1000 MB of memory\n" in said
         assert (await asyncio.to_thread(job.wait, DEADLINE_S)).state == "done"
         outputs = (await asyncio.to_thread(job.result))["y"]
         assert outputs.shape == (ROWS, 1)

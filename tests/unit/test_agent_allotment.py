@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from vehicle_agent.allotment import Allotment, busy_share
+from fleet_wire.policy import LEAST_MEMORY_BYTES, OwnerPolicy
+from tests.property.owner_policies import owner_policies
+from vehicle_agent.allotment import Allotment, allotted, busy_share
 from vehicle_agent.cgroup import enter_cgroup, prepare_cgroup
 
 
@@ -31,6 +34,29 @@ def test_the_share_draws_no_more_than_the_cap_or_is_a_tenth(full_w: float, cap_w
     share = busy_share(full_w, cap_w)
     assert 0.1 <= share <= 1
     assert share == 0.1 or share * full_w <= cap_w * (1 + 1e-9)
+
+
+@given(
+    st.builds(Allotment, st.integers(1, 256), st.integers(0, 19), st.integers(LEAST_MEMORY_BYTES, 1 << 40)),
+    st.none() | owner_policies,
+)
+def test_of_what_maker_and_owner_allow_the_stricter_holds(maker: Allotment, policy: OwnerPolicy | None) -> None:
+    given = allotted(maker, 100.0, policy)
+    bounds = (None, None, None) if policy is None else (policy.threads, policy.niceness, policy.memory_bytes)
+    threads, niceness, memory_bytes = bounds
+    assert given.memory_bytes == min(maker.memory_bytes, memory_bytes or maker.memory_bytes)
+    assert given.niceness == max(maker.niceness, niceness or 0)
+    assert 1 <= given.threads <= min(maker.threads, threads or maker.threads)
+    assert given.threads in {maker.threads, threads} or given.threads == given.memory_bytes // (32 << 20)
+    assert given.threads_share == given.threads / maker.threads
+    cap_w = None if policy is None else policy.power_cap_w
+    assert cap_w is None or given.busy_share == 0.1 or given.power_share * 100.0 <= cap_w * (1 + 1e-9)
+
+
+def test_under_a_cap_that_fewer_threads_keep_they_compute_all_the_time() -> None:
+    policy = OwnerPolicy(1, "ada", ["general"], power_cap_w=50.0, threads=2)
+    assert allotted(Allotment(4), 100.0, policy) == Allotment(2, threads_share=0.5)
+    assert allotted(Allotment(4), 100.0, replace(policy, threads=3)) == Allotment(3, 0, 1 << 62, 50 / 75, 0.75)
 
 
 @pytest.mark.parametrize(("share", "quota"), [(0.8, "160000 100000"), (1.0, "max 100000")])

@@ -432,6 +432,18 @@ def test_batches_grow_while_they_are_quick_and_the_worker_always_has_a_second_on
     assert max(tried) == 64  # twice that would take longer than a batch may
 
 
+def test_under_another_policy_the_size_of_batches_is_learned_anew() -> None:
+    session = loaded(pace=PaceLimits(first_rows=2, target_ms=100.0))
+    session.handle(TaskOffered(task([Lease(1, 0, 500)])), 0)
+    for _ in range(3):
+        session.handle(ran([0, 1], 2.0), 0)
+    session.handle(PolicyChanged(OwnerPolicy(version=4, owner="ada", purposes=["general"], threads=1)), 1)
+    session.handle(TaskOffered(task([Lease(2, 0, 500)], consent_version=4)), 1)
+    session.handle(ModelArrived(MODEL.digest), 1)
+    commands = session.handle(ModelLoaded(MODEL.digest, None), 1)
+    assert [command.rows for command in commands if isinstance(command, Run)] == [2, 2]
+
+
 def test_a_fixed_batch_is_never_exceeded() -> None:
     session = loaded(batch_rows=4)
     commands = session.handle(TaskOffered(task([Lease(1, 0, 10)])), 0)

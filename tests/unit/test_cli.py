@@ -84,6 +84,7 @@ def test_the_address_comes_from_the_environment(
         (["owner", "policy", "set", "car-1", "--purpose", "A B"], "up to 32 lower-case letters"),
         (["owner", "policy", "set", "car-1", "--departure-charge", "101"], "101 is not an amount from 0 to 100"),
         (["owner", "policy", "set", "car-1", "--month-mb", "-1"], "-1 is not an amount"),
+        (["owner", "policy", "set", "car-1", "--threads", "1.5"], "1.5 is not a whole number"),
         (["why"], "name one car"),
         (["why", "car-1", "--job", "job-1"], "name one car"),
         (["jobs", "--url", "nonsense"], "no address"),

@@ -56,6 +56,21 @@ def test_a_new_version_is_relied_on_only_once_the_car_holds_it() -> None:
     assert {lease.consent_version for lease in task.leases} == {2}
 
 
+def test_how_fast_a_car_is_counts_anew_once_it_holds_another_policy() -> None:
+    core = working_core()
+    core.speeds.learn("other", MODEL.digest, 50.0)
+    core.speeds.learn("car", MODEL.digest, 10.0)
+    core.handle(PolicySet("car", version(2, threads=1), "owner"), 2)
+    core.handle(caps(1), 3)
+    assert core.speeds.expected_row_ms("car", MODEL.digest) == 10.0  # what it still sends it computed as before
+    core.handle(caps(2), 4)
+    assert core.speeds.expected_row_ms("car", MODEL.digest) == core.speeds.model_row_ms(MODEL.digest) == 38.0
+    assert core.speeds.rows_per_s("car") is None
+    core.speeds.learn("car", MODEL.digest, 20.0)
+    core.handle(caps(2), 5)
+    assert core.speeds.rows_per_s("car") == 50.0
+
+
 def test_versions_follow_each_other_without_a_gap_and_the_first_of_two_counts() -> None:
     core = working_core()
     assert core.handle(PolicySet("car", version(3), "owner"), 1) == []

@@ -8,6 +8,7 @@ import jsonschema
 import msgspec
 import pytest
 
+from coordinator.adapters.ledger_rows import decode_policy
 from fleet_wire.codec import POLICY
 from fleet_wire.errors import WireError, WireFault
 from fleet_wire.policy import WEEK_QUARTERS, Hours, LinkRules, OwnerPolicy, allowed_quarters, policy_faults
@@ -75,6 +76,9 @@ DOCUMENT = {
     "departure_charge_percent": 80,
     "link": {"least_mbps": 5, "month_bytes": 10**9},
     "power_cap_w": 40.0,
+    "threads": 2,
+    "niceness": 19,
+    "memory_bytes": 10**9,
 }
 SMALLEST = {"version": 1, "owner": "ada", "purposes": []}
 REFUSED: list[dict[str, Any]] = [
@@ -102,6 +106,13 @@ REFUSED: list[dict[str, Any]] = [
     {"link": {"least_mbps": -1}},
     {"power_cap_w": 0},
     {"least_pay_micro_per_h": 0.5},
+    {"threads": 0},
+    {"threads": 1.5},
+    {"threads": 4097},
+    {"niceness": -1},
+    {"niceness": 20},
+    {"memory_bytes": 10**8},
+    {"memory_bytes": "1 GB"},
 ]
 
 
@@ -110,6 +121,13 @@ def test_schema_and_codec_take_a_document(document: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator(SCHEMA).validate(document)
     policy = POLICY.decode(msgspec.msgpack.encode(document), POLICY.content_type)
     jsonschema.Draft202012Validator(SCHEMA).validate(msgspec.to_builtins(policy))
+
+
+def test_a_document_from_before_it_bounded_the_worker_is_read_from_broker_and_ledger() -> None:
+    document = {name: DOCUMENT[name] for name in DOCUMENT if name not in {"threads", "niceness", "memory_bytes"}}
+    policy = POLICY.decode(msgspec.msgpack.encode(document), POLICY.content_type)
+    assert policy == decode_policy(msgspec.json.encode(document))
+    assert (policy.threads, policy.niceness, policy.memory_bytes) == (None, None, None)
 
 
 @pytest.mark.parametrize("changed", REFUSED, ids=str)

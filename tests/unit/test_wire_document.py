@@ -77,7 +77,9 @@ def number(kind: inspect.IntType | inspect.FloatType) -> str:
 
 
 def power(value: float) -> str:
-    return {2**53: "2^53", 1e12: "1e12", 1e6: "1e6", -1e6: "-1e6", 1e5: "1e5", 1e4: "1e4"}.get(value, f"{value:g}")
+    return {2**53: "2^53", 1e12: "1e12", 1e6: "1e6", -1e6: "-1e6", 1e5: "1e5", 1e4: "1e4", 256e6: "256000000"}.get(
+        value, f"{value:g}"
+    )
 
 
 def field_row(field: inspect.Field) -> str:
