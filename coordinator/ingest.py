@@ -81,12 +81,12 @@ class Ingested(Generic[P]):
 
 @dataclass(slots=True)
 class Ingest:
-    """Sorts messages of one fleet; remembers the topics it has seen, and counts what it refuses."""
+    """Sorts messages of one fleet; remembers the topics of its vehicles, and counts what it refuses."""
 
     fleet: str
     max_packet_bytes: int
     refusals: Counter[str] = field(default_factory=Counter)
-    _topics: dict[str, VehicleTopic | JobTopic] = field(default_factory=dict)
+    _topics: dict[str, VehicleTopic] = field(default_factory=dict)
 
     def sort(self, packets: Sequence[P], now_ms: int) -> Ingested[P]:
         """Decode messages in their order. What is refused is counted by its reason and changes nothing."""
@@ -123,11 +123,13 @@ class Ingest:
             raise WireError(WireFault.OVERSIZED, f"{len(packet.payload)} bytes on {packet.topic}")
 
     def _topic(self, name: str) -> VehicleTopic | JobTopic:
-        topic = self._topics.get(name)
+        topic: VehicleTopic | JobTopic | None = self._topics.get(name)
         if topic is None:
             topic = parse_topic(name)
             if topic.fleet != self.fleet:
                 raise WireError(WireFault.FOREIGN_FLEET, topic.fleet)
+            if isinstance(topic, JobTopic):  # each job has new ones, so that memory would grow with every job
+                return topic
             if len(self._topics) >= _KEPT_TOPICS:
                 self._topics.clear()
             self._topics[name] = topic

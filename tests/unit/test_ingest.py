@@ -191,3 +191,10 @@ def test_what_was_changed_on_its_way_is_refused_however_well_it_reads() -> None:
     assert (batch.telemetry, batch.events, batch.by_reference) == (None, [], [])
     assert [(each.packet, each.vehicle) for each in batch.rejected] == [(packet, "a") for packet in packets]
     assert ingest.refusals == {"message_corrupt": 3}
+
+
+def test_jobs_leave_nothing_behind() -> None:
+    ingest = Ingest("f", 4096)
+    packets = [sent(f"job/j{n}/res/a", RESULT, rows(job=f"j{n}")) for n in range(100)]
+    assert len(ingest.sort([tele("a", 1, plugged=True), *packets], now_ms=0).events) == 100
+    assert list(ingest._topics) == ["iw/v1/f/veh/a/tele"]
