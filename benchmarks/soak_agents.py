@@ -1,13 +1,18 @@
 """Some hundred vehicles in one process: real connections and the whole protocol, but one onnxruntime for all of them.
 
-`python -m benchmarks.soak_agents PORT FLEET FIRST COUNT CHURN_S`: each vehicle leaves in order, or is cut off without a
-word, every CHURN_S seconds on average, and comes back as the agent does. Once a second it says what it counted.
+`python -m benchmarks.soak_agents PORT FLEET FIRST COUNT CHURN_S FOLDER`: each vehicle leaves in order, or is cut off
+without a word, every CHURN_S seconds on average, and comes back as the agent does. Once a second it says what it
+counted. What the broker acknowledged stands in books in FOLDER: see `benchmarks.soak_account`.
 """
 
 import asyncio
+import math
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any, Final
 
@@ -19,7 +24,8 @@ import uvloop
 
 from benchmarks.child import say
 from benchmarks.fleet_load import READY
-from fleet_link import ConnectOptions, LinkError, LinkLost, Message, Session, Will, connect
+from benchmarks.soak_account import Book
+from fleet_link import ConnectOptions, LinkError, LinkLost, LinkRefused, Message, Session, Will, connect
 from fleet_wire.codec import BEAT, CAPS, CONTROL, COORDINATOR, POLICY, RESULT, STATE, TASK, TELEMETRY
 from fleet_wire.messages import Beat, Cancel, Caps, Rebirth, Refusal, RefusalReason, Rows, Span, State, Task, Telemetry
 from fleet_wire.signals import Signals
@@ -34,6 +40,8 @@ _STABLE_S: Final = 10.0
 _COMPUTE_S: Final = (0.02, 0.4)
 _AWAY_S: Final = (2.0, 20.0)
 _SLOTS: Final = 16
+_ANSWERS_S: Final = 10.0
+_TAKEN: Final = 0  # PUBACK's code; 0x10 says that nobody was there to take it
 
 
 class Models:
@@ -62,17 +70,22 @@ class Models:
 class Vehicle:
     """One vehicle, over all its connections."""
 
-    def __init__(self, name: str, port: int, topics: FleetTopics, models: Models, counted: Counter[str]) -> None:
-        self._name = name
+    def __init__(
+        self, number: int, port: int, topics: FleetTopics, models: Models, counted: Counter[str], book: Book
+    ) -> None:
+        self._number = number
+        self._name = name = f"soak-{number}"
         self._port = port
         self._topics = topics
         self._models = models
         self._counted = counted
+        self._book = book
         self._random = Random(name)
         self._epoch = time.time_ns() // 1_000_000
         self._version = self._seq = 0
         self._link: Session | None = None
         self._held: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._sent: set[asyncio.Future[int]] = set()
 
     async def live(self, churn_s: float) -> None:
         """Until cancelled."""
@@ -127,6 +140,9 @@ class Vehicle:
         await asyncio.sleep(self._random.uniform(*_AWAY_S))
 
     async def _leave(self, link: Session) -> None:
+        for work in set(self._held.values()):
+            work.cancel()
+        await self.answered()  # of a result that is cut off on its way nobody knows whether it was refused or lost
         if self._random.random() < 0.5:
             self._counted["cut_off"] += 1
             link.abort()
@@ -139,6 +155,11 @@ class Vehicle:
             )
         self._say(VehicleChannel.STATE, STATE, State(online=False, epoch=self._epoch), retain=True)
         await link.close()
+
+    async def answered(self) -> None:
+        """Wait until the fate of every result is known that was sent."""
+        if self._sent:
+            await asyncio.wait(self._sent, timeout=_ANSWERS_S)
 
     def _take(self, message: Message) -> None:
         if message.content_type == TASK.content_type:
@@ -172,15 +193,27 @@ class Vehicle:
         spans = [Span(lease.chunk, lease.start, lease.stop) for lease in task.leases]
         rows = Rows(task.job, self._epoch, spans, encode_tensors(outputs), None, (time.perf_counter() - begun_s) * 1000)
         try:
-            await link.publish(
+            await link.drain()
+            answer = link.publish_soon(
                 self._topics.result(task.job, self._name), RESULT.encode(rows), content_type=RESULT.content_type
             )
         except LinkLost:
-            self._counted["results_not_acknowledged"] += 1
             return
-        self._counted["rows_acknowledged"] += sum(span.stop - span.start for span in spans)
+        self._sent.add(answer)
+        answer.add_done_callback(partial(self._result_answered, task.job, spans, time.monotonic()))
+
+    def _result_answered(self, job: str, spans: Sequence[Span], sent_s: float, answer: asyncio.Future[int]) -> None:
+        self._sent.discard(answer)
+        code = _code(answer)
+        if code not in {_TAKEN, None}:
+            self._counted["results_not_taken"] += 1
+            return
+        told_s = time.monotonic() if code == _TAKEN else math.nan
         for span in spans:
-            self._held.pop((task.job, span.chunk), None)
+            self._book.result(job, self._number, span.chunk, span.stop - span.start, sent_s, told_s)
+            if code == _TAKEN:
+                self._counted["rows_acknowledged"] += span.stop - span.start
+                self._held.pop((job, span.chunk), None)
 
     def _worked(self, work: asyncio.Task[None]) -> None:
         if not work.cancelled() and work.exception() is not None:
@@ -212,19 +245,31 @@ class Vehicle:
     def _say_signals(self, signals: Signals, *, snapshot: bool) -> None:
         document = Telemetry(self._epoch, self._seq, time.time_ns() // 1_000_000, snapshot, signals)
         self._seq += 1
-        self._say(VehicleChannel.TELE, TELEMETRY, document)
+        answer = self._say(VehicleChannel.TELE, TELEMETRY, document)
+        if answer is not None:
+            answer.add_done_callback(partial(self._document_answered, document.epoch, document.seq, time.monotonic()))
 
-    def _say(self, channel: VehicleChannel, kind: Any, message: Any, *, retain: bool = False, qos: int = 1) -> None:
-        self._tell(self._topic(channel), kind, message, retain=retain, qos=qos)
+    def _document_answered(self, epoch: int, seq: int, sent_s: float, answer: asyncio.Future[int]) -> None:
+        if _code(answer) == _TAKEN:
+            self._book.document(self._number, epoch, seq, sent_s, time.monotonic())
 
-    def _tell(self, topic: str, kind: Any, message: Any, *, retain: bool = False, qos: int = 1) -> None:
+    def _say(
+        self, channel: VehicleChannel, kind: Any, message: Any, *, retain: bool = False, qos: int = 1
+    ) -> asyncio.Future[int] | None:
+        return self._tell(self._topic(channel), kind, message, retain=retain, qos=qos)
+
+    def _tell(
+        self, topic: str, kind: Any, message: Any, *, retain: bool = False, qos: int = 1
+    ) -> asyncio.Future[int] | None:
+        """Publish, or count that it can't be; the answer is silent about its error."""
         if self._link is not None:
             try:
-                self._link.publish_soon(
+                return self._link.publish_soon(
                     topic, kind.encode(message), qos=qos, retain=retain, content_type=kind.content_type
                 )
             except LinkError:
                 self._counted["not_said"] += 1
+        return None
 
     def _topic(self, channel: VehicleChannel) -> str:
         return self._topics.vehicle(self._name, channel)
@@ -239,13 +284,23 @@ class Vehicle:
         return self._link is not None
 
 
+def _code(answer: asyncio.Future[int]) -> int | None:
+    """What the broker answered; None when nobody knows whether it took the message."""
+    if answer.cancelled():
+        return None
+    error = answer.exception()
+    if error is None:
+        return answer.result()
+    return error.reason_code if isinstance(error, LinkRefused) else None
+
+
 _PARKED: Final = msgspec.structs.replace(READY, free_slots=_SLOTS)
 
 
-async def run(port: int, fleet: str, first: int, count: int, churn_s: float) -> None:
+async def run(port: int, fleet: str, first: int, count: int, churn_s: float, folder: Path) -> None:
     counted: Counter[str] = Counter()
-    topics, models = FleetTopics(fleet), Models()
-    vehicles = [Vehicle(f"soak-{number}", port, topics, models, counted) for number in range(first, first + count)]
+    topics, models, book = FleetTopics(fleet), Models(), Book(folder, f"soak-{first}")
+    vehicles = [Vehicle(number, port, topics, models, counted, book) for number in range(first, first + count)]
     living = [asyncio.create_task(vehicle.live(churn_s)) for vehicle in vehicles]
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
@@ -260,12 +315,14 @@ async def run(port: int, fleet: str, first: int, count: int, churn_s: float) -> 
     for task in living:
         task.cancel()
     await asyncio.gather(*living, return_exceptions=True)
+    await asyncio.gather(*(vehicle.answered() for vehicle in vehicles))
+    book.close()
 
 
 def main() -> None:
-    port, fleet, first, count, churn_s = sys.argv[1:]
+    port, fleet, first, count, churn_s, folder = sys.argv[1:]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(int(port), fleet, int(first), int(count), float(churn_s)))
+        runner.run(run(int(port), fleet, int(first), int(count), float(churn_s), Path(folder)))
 
 
 if __name__ == "__main__":
