@@ -28,6 +28,7 @@ class Kind(StrEnum):
     SLOW_DISK = "slow disk"  # what is written and synced takes longer
     LEAVE = "leave"  # the cable is pulled, and later put in again
     REVOKE = "revoke"  # the owner withdraws the consent
+    LIE = "lie"  # a car answers wrongly, in some of its rows
 
 
 LINK_KINDS: Final = (Kind.CUT, Kind.DELAY, Kind.LOSS, Kind.HALF_OPEN)
@@ -35,11 +36,17 @@ MESSAGE_KINDS: Final = (Kind.DUPLICATE, Kind.REORDER, Kind.HOLD, Kind.TRUNCATE, 
 _WINDOW_S: Final = 6.0
 _FAULTS: Final = (4, 7)
 _ROWS: Final = {"slow": (300, 800), "digits": (3_000, 20_000), "wide": (20, 80)}
+_CARS_WITH_LIARS: Final = 4
+_ALL: Final = 100  # percent
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that is done at `at_s` for `for_s`. `amount` is what the kind makes of it: how many messages, or ms."""
+    """Something that is done at `at_s` for `for_s`.
+
+    `amount` is what the kind makes of it: how many messages, ms, or percent of the rows. A lie that begins at 0 begins
+    before the first job, and one for 0 s has no end.
+    """
 
     at_s: float
     kind: Kind
@@ -58,11 +65,12 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A job that is submitted at `at_s` after the first one is under way; the first one at 0."""
+    """A job that is submitted at `at_s` after the first one is under way; the first one at 0. `verify` is its rule."""
 
     at_s: float
     model: str
     rows: int
+    verify: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,18 @@ class Plan:
         return frozenset(fault.kind for fault in self.faults)
 
     @property
+    def liars(self) -> frozenset[str]:
+        """Cars that answer wrongly at some time."""
+        return frozenset(fault.target for fault in self.faults if fault.kind is Kind.LIE)
+
+    @property
+    def never_honest(self) -> frozenset[str]:
+        """Those that answer every row wrongly, from the first to the last."""
+        always = (0.0, 0.0, _ALL)
+        lies = (fault for fault in self.faults if fault.kind is Kind.LIE)
+        return frozenset(lie.target for lie in lies if (lie.at_s, lie.for_s, lie.amount) == always)
+
+    @property
     def stepped_ms(self) -> int:
         """How far the coordinator's clock is set in all."""
         return sum(
@@ -91,23 +111,48 @@ class Plan:
 
 
 def plan_of(seed: int) -> Plan:
-    """The plan of a seed. One car is never killed, unplugged or asked to stop, so that jobs can end."""
+    """The plan of a seed. One car is never killed, unplugged, asked to stop or made to lie, so that jobs can end.
+
+    Where cars lie all jobs are verified, for nobody promises anything else, and by a quorum only of as many cars as are
+    left in the end: a car that was convicted gets no work for a day.
+    """
     rng = Random(seed)
-    cars = rng.randint(2, 3)
     kinds = rng.sample(list(Kind), rng.randint(*_FAULTS))
-    faults = tuple(sorted((_fault(kind, cars, rng) for kind in kinds), key=lambda fault: fault.at_s))
+    cars = _CARS_WITH_LIARS if Kind.LIE in kinds else rng.randint(2, 3)
+    unsorted = [_fault(kind, cars, rng) for kind in kinds if kind is not Kind.LIE]
+    if Kind.LIE in kinds:
+        unsorted += [_lie(f"car-{car}", rng) for car in rng.sample(range(2, cars + 1), rng.randint(1, 2))]
+    faults = tuple(sorted(unsorted, key=lambda fault: fault.at_s))
+    gone = {fault.target for fault in faults if fault.kind in {Kind.LIE, Kind.REVOKE}}
+    quorums = [f"quorum:{count}" for count in range(2, cars - len(gone) + 1)]
+    rules = ["adaptive", *quorums] if Kind.LIE in kinds else [*["none"] * 3, "canaries", "adaptive", *quorums[:1]]
     loads = (
-        Load(0.0, "slow", rng.randrange(2_000, 3_000)),
-        _load(round(rng.uniform(1.0, 2.5), 1), rng.choice(["digits", "wide"]), rng),
-        _load(round(rng.uniform(3.0, 4.5), 1), rng.choice(["slow", "digits", "wide"]), rng),
+        _load(0.0, "slow", rng.randrange(2_000, 3_000), rng.choice(rules)),
+        _load(round(rng.uniform(1.0, 2.5), 1), *_model(["digits", "wide"], rng), rng.choice(rules)),
+        _load(round(rng.uniform(3.0, 4.5), 1), *_model(["slow", "digits", "wide"], rng), rng.choice(rules)),
     )
     store = "influx" if any(fault.target == "store" for fault in faults) else "duckdb"
     ledger = "postgres" if any(fault.target == "ledger" for fault in faults) else "sqlite"
     return Plan(seed, cars, store, ledger, rng.random() < 0.7, loads, faults)
 
 
-def _load(at_s: float, model: str, rng: Random) -> Load:
-    return Load(at_s, model, rng.randrange(*_ROWS[model]))
+def _model(models: list[str], rng: Random) -> tuple[str, int]:
+    model = rng.choice(models)
+    return model, rng.randrange(*_ROWS[model])
+
+
+def _load(at_s: float, model: str, rows: int, verify: str) -> Load:
+    """Fewer rows where each is computed several times, and few that are large: the ledger keeps all answers."""
+    copies = int(verify.partition(":")[2] or 1)
+    return Load(at_s, model, rows // (4 if model == "wide" and verify != "none" else copies), verify)
+
+
+def _lie(car: str, rng: Random) -> Fault:
+    """Half of the liars were never honest; the others turn bad, for good or for a while, in all rows or in some."""
+    if rng.random() < 0.5:
+        return Fault(0.0, Kind.LIE, car, amount=_ALL)
+    at_s, for_s = round(rng.uniform(0.5, _WINDOW_S), 1), rng.choice([0.0, 0.0, 1.5])
+    return Fault(at_s, Kind.LIE, car, for_s, amount=rng.choice([_ALL, 30]))
 
 
 def _fault(kind: Kind, cars: int, rng: Random) -> Fault:  # noqa: C901 - one case a kind

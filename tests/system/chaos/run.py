@@ -8,21 +8,19 @@ import asyncio
 import contextlib
 import shutil
 import socket
-import sqlite3
 import sys
 import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import duckdb
-import msgspec
 import numpy as np
 import onnxruntime
 import psutil
@@ -36,7 +34,9 @@ from fleet_wire.topics import JobTopic, VehicleChannel, VehicleTopic, parse_topi
 from idlewheel import Job
 from idlewheel.errors import IdlewheelError, JobFailed
 from idlewheel.examples.digits import DIGITS
-from tests.system.chaos.oracle import Collected, Facts, LeaseFacts, lost_rows, objections
+from tests.system.chaos.evidence import convicted_cars, copied, held_rows, look_into_ledger
+from tests.system.chaos.facts import Collected, Facts, differing
+from tests.system.chaos.oracle import lost_rows, objections
 from tests.system.chaos.plan import Fault, Kind, Load, Plan, plan_of
 from tests.system.chaos.stage import Stage, on_stage
 from tests.system.test_large_and_hostile import doubling
@@ -47,9 +47,8 @@ __all__ = ["Outcome", "Run", "after", "ending", "main", "run_plan", "work"]
 _JOB_S: Final = 120.0
 _QUIET_S: Final = 10.0
 _WIDE: Final = 40_000  # floats of a row: too large for a packet
-_LEASES: Final = "SELECT {} FROM leases ORDER BY job, chunk".format(", ".join(LeaseFacts.__dataclass_fields__))
 _RUNTIMES_OWN: Final = ".ses"  # onnxruntime counts its sessions there
-_PIECES: Final = "SELECT job, vehicle, accepted_ms, pieces FROM results ORDER BY seq"
+_TOLERANCES: Final = {"slow": {"y": (1e-3, 1e-3)}}  # as `differing` has it; a sum that comes near to 0 needs one
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +69,16 @@ class Run(Stage):
 
     def __init__(self, plan: Plan, directory: Path) -> None:
         super().__init__(plan, directory)
-        self.facts = Facts(stepped_ms=plan.stepped_ms)
+        self.facts = Facts(stepped_ms=plan.stepped_ms, liars=plan.liars, never_honest=plan.never_honest)
 
     async def look_into_ledger(self) -> None:
-        acknowledged = acknowledged_rows(self)
         try:
-            kept, _ = await asyncio.to_thread(kept_rows, self)
+            held, convicted = await asyncio.to_thread(lambda: (held_rows(self), convicted_cars(self)))
         except psycopg.Error as error:
             self.notes.append(f"the ledger could not be asked after crash {self.crashes}: {error}")
             return
-        self.facts.lost_at_a_crash += lost_rows(
-            acknowledged, {job: set(rows) for job, rows in kept.items()}, f"after crash {self.crashes}"
-        )
+        acknowledged = acknowledged_rows(self, convicted)
+        self.facts.lost_at_a_crash += lost_rows(acknowledged, held, f"after crash {self.crashes}")
 
 
 async def run_plan(plan: Plan, directory: Path) -> Outcome:
@@ -161,17 +158,18 @@ async def _disturbed(stage: Run) -> None:
 def work(stage: Run, load: Load, under_way: threading.Event, within_s: float = _JOB_S) -> None:
     """Submit a job, again while nobody answers, and collect its rows as they come and its result."""
     model, inputs, expected = _job(load.model, load.rows, stage.plan.seed)
+    tolerances = None if load.verify == "none" else _TOLERANCES.get(load.model)
     ends = time.monotonic() + within_s
     while True:
         try:
-            job = stage.client.submit(model, inputs)
+            job = stage.client.submit(model, inputs, verify=load.verify, tolerances=tolerances)
             break
         except IdlewheelError:
             if time.monotonic() > ends:
                 raise
             time.sleep(0.2)
-    stage.facts.expected[job.id] = expected
-    stage.facts.collected[job.id] = Collected(None, {}, [], {})
+    stage.facts.expected[job.id], stage.facts.rules[job.id] = expected, load.verify
+    stage.facts.collected[job.id] = Collected(None, {}, [], [], {})
     late = threading.Timer(within_s, _give_up, [job])
     late.daemon = True
     late.start()
@@ -182,20 +180,21 @@ def work(stage: Run, load: Load, under_way: threading.Event, within_s: float = _
 
 
 def _collected(job: Job, expected: dict[str, Array], under_way: threading.Event) -> Collected:
-    rows = len(next(iter(expected.values())))
     streamed = {name: np.zeros_like(array) for name, array in expected.items()}
-    times = np.zeros(rows, int)
+    stream: list[int] = []
+    wrong: set[int] = set()
     try:
-        for start, piece in job.rows():
+        for start, piece in job.rows(retracted=lambda start, stop: stream.extend(~row for row in range(start, stop))):
             stop = start + len(next(iter(piece.values())))
             for name, array in piece.items():
                 streamed[name][start:stop] = array
-            times[start:stop] += 1
+                wrong.update(start + row for row in differing(array, expected[name][start:stop]))
+            stream.extend(range(start, stop))
             under_way.set()
         result = job.result(_JOB_S)
     except JobFailed:
         result = {}
-    return Collected(job.status(), streamed, times.tolist(), result)
+    return Collected(job.status(), streamed, stream, sorted(wrong), result)
 
 
 def _give_up(job: Job) -> None:
@@ -230,12 +229,12 @@ def _job(model: str, rows: int, seed: int) -> tuple[bytes, dict[str, Array], dic
 # Facts ---------------------------------------------------------------------------------------------------------------
 
 
-def acknowledged_rows(stage: Stage) -> dict[str, set[int]]:
-    """Rows of result messages that the coordinator has acknowledged, by job."""
+def acknowledged_rows(stage: Stage, but_of: Collection[str]) -> dict[str, set[int]]:
+    """Rows of result messages that the coordinator has acknowledged, by job, but for those of some cars."""
     found: dict[str, set[int]] = defaultdict(set)
     for message in stage.links["coordinator/broker"].acknowledged:
         topic = parse_topic(message.topic)
-        if not isinstance(topic, JobTopic):
+        if not isinstance(topic, JobTopic) or topic.vehicle in but_of:
             continue
         with contextlib.suppress(WireError):
             result = RESULT.decode(message.payload, RESULT.content_type)
@@ -257,42 +256,6 @@ def _acknowledged_telemetry(stage: Stage) -> set[tuple[str, int, int]]:
     return found
 
 
-@contextlib.contextmanager
-def _copied(*files: Path) -> Iterator[Path]:
-    """Copies of a database's files, so that opening them changes nothing; the first one's path."""
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        for file in files:
-            if file.exists():
-                shutil.copyfile(file, Path(folder) / file.name)
-        yield Path(folder) / files[0].name
-
-
-def kept_rows(stage: Stage) -> tuple[dict[str, list[int]], dict[str, int]]:
-    """Rows of each job in the ledger of a coordinator that has ended, and when each vehicle's last were accepted."""
-    kept: dict[str, list[int]] = defaultdict(list)
-    last_ms: dict[str, int] = {}
-    for job, vehicle, accepted_ms, pieces in _read(stage, _PIECES):
-        for start, stop, _ in msgspec.msgpack.decode(pieces):
-            kept[job].extend(range(start, stop))
-        last_ms[vehicle] = max(last_ms.get(vehicle, 0), accepted_ms)
-    return kept, last_ms
-
-
-def _read(stage: Stage, query: str) -> list[Any]:
-    if stage.postgres is not None:
-        with psycopg.connect(stage.postgres.url, connect_timeout=2, options="-c statement_timeout=5000") as connection:
-            return connection.execute(query.encode()).fetchall()
-    ledger = stage.folder("coordinator") / "ledger.sqlite"
-    if not ledger.exists():
-        return []
-    with _copied(ledger, ledger.with_name(f"{ledger.name}-wal")) as copy:
-        database = sqlite3.connect(copy)
-        try:
-            return database.execute(query).fetchall()
-        finally:
-            database.close()
-
-
 def _ask(stage: Run) -> None:
     """What the coordinator says in the end."""
     facts, client = stage.facts, stage.client
@@ -300,6 +263,7 @@ def _ask(stage: Run) -> None:
         with contextlib.suppress(IdlewheelError):
             facts.histories[car] = client.policy_history(car)
     facts.receipts = list(client.receipts())
+    facts.told_convicted = {each.id: each.convictions for each in client.vehicles() if each.convictions}
     for by in ("vehicle", "job", "owner", "month"):
         facts.statements[by] = client.statement(by)
 
@@ -307,9 +271,8 @@ def _ask(stage: Run) -> None:
 def _look(stage: Run) -> None:
     """What is in the files when everything has ended."""
     facts = stage.facts
-    facts.leases = [LeaseFacts(*row) for row in _read(stage, _LEASES)]
-    facts.kept, facts.last_accepted_ms = kept_rows(stage)
-    facts.rows_acknowledged = acknowledged_rows(stage)
+    look_into_ledger(stage, facts)
+    facts.rows_acknowledged = acknowledged_rows(stage, facts.convictions)
     facts.telemetry_acknowledged = _acknowledged_telemetry(stage)
     facts.telemetry_stored = _stored_telemetry(stage)
 
@@ -323,7 +286,7 @@ def _stored_telemetry(stage: Stage) -> set[tuple[str, int, int]]:
             for row in each["values"]  # type: ignore[attr-defined]
         }
     path = stage.folder("coordinator") / "telemetry.duckdb"
-    with _copied(path, path.with_name(f"{path.name}.wal")) as copy, duckdb.connect(str(copy)) as database:
+    with copied(path, path.with_name(f"{path.name}.wal")) as copy, duckdb.connect(str(copy)) as database:
         return set(database.execute("SELECT vehicle, epoch, seq FROM documents").fetchall())
 
 

@@ -104,6 +104,8 @@ class Stage:
                 self._mount(fault.target)
             elif fault.kind is Kind.CLOCK:
                 self._clock(fault.target).write_text("0")
+            elif fault.kind is Kind.LIE and not fault.at_s:
+                self._lies(fault.target).write_text(str(fault.amount))
         port = free_port()
         persistence = _PERSISTENCE.format(directory=self.folder("broker")) if self.plan.broker_keeps else ""
         configuration = self.folder("broker") / "mosquitto.conf"
@@ -182,12 +184,15 @@ class Stage:
             return ["coordinator.daemon"], {f"IDLEWHEEL_COORDINATOR_{key}": value for key, value in environment.items()}
         environment = {"HTTP_URL": f"http://127.0.0.1:{self.links[f'{name}/http'].port}"}
         port = str(self.links[f"{name}/broker"].port)
-        return ["tests.system.chaos.car", name, port, str(self.folder(name))], {
+        return ["tests.system.chaos.car", name, port, str(self.folder(name)), str(self._lies(name))], {
             f"IDLEWHEEL_AGENT_{key}": value for key, value in environment.items()
         }
 
     def _clock(self, name: str) -> Path:
         return self.directory / f"{name}.clock"
+
+    def _lies(self, name: str) -> Path:
+        return self.directory / f"{name}.lies"
 
     def _environment(self) -> dict[str, str]:
         return {"IDLEWHEEL_CHAOS": self.mark, "TMPDIR": str(self.directory / "tmp"), "PYTHONFAULTHANDLER": "1"}
@@ -219,6 +224,12 @@ class Stage:
                 self.signal(fault.target, signal.SIGUSR2)
             case Kind.REVOKE:
                 await self._revoke(fault.target)
+            case Kind.LIE:
+                lies = self._lies(fault.target)
+                lies.write_text(str(fault.amount))
+                if fault.for_s:
+                    await asyncio.sleep(fault.for_s)
+                    lies.unlink()
 
     async def _kill(self, target: str, for_s: float) -> None:
         if target == "ledger":
