@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -94,7 +94,7 @@ async def run_plan(plan: Plan, directory: Path) -> Outcome:
         await after(stage)
         found = objections(facts)
     except Exception as error:  # noqa: BLE001 - a run that breaks off is an objection of its own
-        found = [f"the run broke off: {type(error).__name__}: {error}", *objections(facts)]
+        found = [*(f"the run broke off: {each!r}" for each in _causes(error)), *objections(facts)]
     views = [each.status for each in facts.collected.values() if each.status is not None]
     return Outcome(
         plan,
@@ -105,6 +105,14 @@ async def run_plan(plan: Plan, directory: Path) -> Outcome:
         directory,
         stage.notes,
     )
+
+
+def _causes(error: Exception) -> Iterator[Exception]:
+    if isinstance(error, ExceptionGroup):
+        for each in error.exceptions:
+            yield from _causes(each)
+    else:
+        yield error
 
 
 async def ending(stage: Run) -> None:
@@ -130,7 +138,8 @@ async def _disturbed(stage: Run) -> None:
     """
     under_way = threading.Event()
     first, *later = stage.plan.loads
-    with ThreadPoolExecutor(len(stage.plan.loads), thread_name_prefix="job") as threads:
+    threads = ThreadPoolExecutor(len(stage.plan.loads), thread_name_prefix="job")
+    try:
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks:
             working = loop.run_in_executor(threads, work, stage, first, under_way)
@@ -153,6 +162,8 @@ async def _disturbed(stage: Run) -> None:
             for fault in stage.plan.faults:
                 tasks.create_task(suffer(fault))
             await working
+    finally:
+        await asyncio.to_thread(threads.shutdown)  # it waits for jobs, and they for the links that are served here
 
 
 def work(stage: Run, load: Load, under_way: threading.Event, within_s: float = _JOB_S) -> None:

@@ -199,7 +199,7 @@ class Stage:
 
     # What happens to them --------------------------------------------------------------------------------------------
 
-    async def suffer(self, fault: Fault) -> None:
+    async def suffer(self, fault: Fault) -> None:  # noqa: C901 - one case a kind
         """Let a fault happen, and end."""
         if fault.kind in LINK_KINDS or fault.kind in MESSAGE_KINDS:
             await self.links[fault.target].suffer(fault)
@@ -225,11 +225,14 @@ class Stage:
             case Kind.REVOKE:
                 await self._revoke(fault.target)
             case Kind.LIE:
-                lies = self._lies(fault.target)
-                lies.write_text(str(fault.amount))
-                if fault.for_s:
-                    await asyncio.sleep(fault.for_s)
-                    lies.unlink()
+                await self._lie(fault)
+
+    async def _lie(self, fault: Fault) -> None:
+        lies = self._lies(fault.target)
+        lies.write_text(str(fault.amount))
+        if fault.for_s:
+            await asyncio.sleep(fault.for_s)
+            lies.unlink()
 
     async def _kill(self, target: str, for_s: float) -> None:
         if target == "ledger":
