@@ -344,7 +344,9 @@ class Verifying:
                 continue
             commands.append(VoidAnswers(checks.job.id, vehicle))
             others = (checks.answer[:, rows] >= 0).any(axis=0)
-            stands = others | (checks.known[rows] >= 0)
+            own = ~np.isin(checks.source[rows], list(checks.answers))  # rows that count by an answer that is void
+            contested = own & (checks.check[rows] == ALONE)  # the other car said something else
+            stands = (others & ~contested) | (checks.known[rows] >= 0)
             commands += self._retract(checks, rows[(checks.source[rows] >= 0) & ~stands], now_ms)
             if checks.job.terms.verification.rule == "adaptive":  # whoever audited can't answer the row besides
                 lone = rows[others & (checks.source[rows] < 0) & ~checks.given_up[rows]]

@@ -264,6 +264,35 @@ def test_who_contradicts_is_not_believed_but_the_coordinator(liar: str) -> None:
     assert (scene.ended is JobState.DONE) == (liar == "auditor")
 
 
+def test_a_row_that_an_auditor_contradicts_does_not_stand_when_its_car_is_convicted_of_another() -> None:
+    scene = Scene(RULES[1], "author", "auditor")
+    scene.trust("author")
+    scene.work("author", wrong=range(10))
+    first, *others = scene.open_checks()
+    assert others
+    scene.work("auditor")
+    assert set(scene.client) == set(range(10))
+    scene.know([first])
+    assert scene.convicted() == {"author"}
+    assert scene.client == {first: first}
+    scene.know(others)
+    assert {row: scene.client[row] for row in others} == {row: row for row in others}
+
+
+def test_a_row_stands_when_the_auditor_that_contradicts_it_is_convicted_of_another() -> None:
+    scene = Scene(RULES[1], "author", "auditor")
+    scene.trust("author")
+    scene.work("author")
+    first, *others = scene.open_checks()
+    assert others
+    scene.work("auditor", wrong=range(10))
+    scene.know([first])
+    assert scene.convicted() == {"auditor"}
+    assert scene.client == RIGHT
+    scene.know(others)
+    assert (scene.client, scene.ended) == (RIGHT, JobState.DONE)
+
+
 def test_rows_that_only_the_auditor_of_a_convicted_car_has_answered_do_not_wait_for_a_third_car() -> None:
     scene = Scene(RULES[1], "author", "auditor")
     scene.work("author", wrong=[3])

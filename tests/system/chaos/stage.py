@@ -199,7 +199,7 @@ class Stage:
 
     # What happens to them --------------------------------------------------------------------------------------------
 
-    async def suffer(self, fault: Fault) -> None:  # noqa: C901 - one case a kind
+    async def suffer(self, fault: Fault) -> None:
         """Let a fault happen, and end."""
         if fault.kind in LINK_KINDS or fault.kind in MESSAGE_KINDS:
             await self.links[fault.target].suffer(fault)
