@@ -64,8 +64,12 @@ class Brain:
 
     async def close(self) -> None:
         """Close the ledger after the commit that is under way, unless that waits for a server."""
-        self._ledger.give_up()
+        self.give_up()
         await self._in(self._thread, self._ledger.close)
+
+    def give_up(self) -> None:
+        """Let whoever waits for the ledger's server hear that there will be no answer."""
+        self._ledger.give_up()
 
     async def with_ledger(self, call: Callable[..., T], *arguments: object) -> T:
         """Ask the ledger something, in a thread in which one may. Raises StoreUnavailable."""

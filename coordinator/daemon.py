@@ -97,20 +97,32 @@ async def _take_over(brain: Brain, stop: asyncio.Event) -> bool:
     waits = False
     while not stop.is_set():
         try:
-            await brain.open()
+            await _open(brain, stop)
         except LedgerHeld as held:
             if not waits:
                 _say(standby=True, reason=held.detail)
             waits = True
         except StoreUnavailable as error:
+            if stop.is_set():
+                break
             if not waits:
                 raise
             _log.warning("standing by: %s", error)
         else:
-            return True
+            return not stop.is_set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), _LOOK_AGAIN_S)
     return False
+
+
+async def _open(brain: Brain, stop: asyncio.Event) -> None:
+    """Open the ledger, but don't wait for its server when we are to stop."""
+    opening, stopping = asyncio.create_task(brain.open()), asyncio.create_task(stop.wait())
+    await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not opening.done():
+        brain.give_up()
+    await opening
 
 
 async def _serve(
@@ -183,9 +195,10 @@ async def _serve(
     await memory.recall(wall_clock_ms())
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(
+            thinking = tasks.create_task(
                 brain.run(dispatch.put, _asking(referee, watch, hindsight), lambda: dispatch.has_room), name="brain"
             )
+            thinking.add_done_callback(lambda _: brain.give_up())  # nor is a request to wait for a server any more
             tasks.create_task(brain.tick(link.listens), name="ticker")
             tasks.create_task(telemetry.run(), name="telemetry")
             tasks.create_task(dispatch.run(), name="dispatch")
@@ -327,4 +340,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    # All that is to be kept is. To take the interpreter apart as well takes seconds on a busy machine, and would wait
+    # for threads that still ask a server which does not answer.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ended)

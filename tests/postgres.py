@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -131,6 +132,18 @@ class PostgresProcess:
         with contextlib.suppress(psutil.NoSuchProcess):
             return [self._process.pid, *(each.pid for each in psutil.Process(self._process.pid).children())]
         return []
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """While it and its connections stand still: they are open and answer nothing."""
+        pids = self.pids
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def make_ledger(self) -> str:
         """Make an empty schema, which costs less than a database; its URL."""

@@ -49,7 +49,7 @@ _STATUS: Final = {
     "bad_range": 416,
 }
 _IN_FLIGHT_S: Final = 0.5
-_SHUTDOWN_S: Final = 5
+_SHUTDOWN_S: Final = 2
 
 _Asked = TypeVar("_Asked")
 

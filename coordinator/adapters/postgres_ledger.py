@@ -4,12 +4,15 @@ Keeps what it is given; never decides about jobs or rows. While the server is aw
 """
 
 import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any, Final
+from weakref import WeakSet
 
 import psycopg
 from psycopg.adapt import AdaptersMap, Buffer, Loader
@@ -54,6 +57,8 @@ _ATTEMPTS_A_WARNING: Final = 30
 _RENEWALS_A_LEASE: Final = 3
 _FEW_ROWS: Final = 8  # cost less one by one
 _MOST_ROWS: Final = 1_000  # at once: an array has room for a gigabyte
+_LAST_ANSWER_S: Final = 2.0  # that a server has when we end
+_POOL_CLOSES_S: Final = 0.2  # for each of its threads: one that connects just now is not waited for
 
 _log = logging.getLogger(__name__)
 Connection = psycopg.Connection[TupleRow]
@@ -90,6 +95,9 @@ class PostgresLedger(SqlLedger):
         self._writer: Connection | None = None
         self._pool: ConnectionPool[Connection] | None = None
         self._given_up = threading.Event()
+        self._connections: WeakSet[Connection] = WeakSet()
+        self._connecting = threading.Lock()
+        self._is_broken_off = False
         self._closing = threading.Event()
         self._renewing: threading.Thread | None = None
         self._lost: LedgerLost | None = None
@@ -146,6 +154,7 @@ class PostgresLedger(SqlLedger):
             max_size=_READERS,
             timeout=_LONGEST_PAUSE_S,
             reconnect_timeout=_LONGEST_PAUSE_S,
+            configure=self._know,
             check=ConnectionPool.check_connection,
             name="ledger-readers",
             open=True,
@@ -174,16 +183,35 @@ class PostgresLedger(SqlLedger):
         return int(found[0])
 
     def give_up(self) -> None:
-        """Let what waits for the server come to an end by StoreUnavailable, so that one can close."""
-        self._given_up.set()
+        """Let what waits for the server come to an end by StoreUnavailable, so that one can close: at once where it
+        is away, and after two seconds where it is there and does not answer.
+        """
+        if not self._given_up.is_set():
+            self._given_up.set()
+            breaking_off = threading.Timer(_LAST_ANSWER_S, self._break_off)
+            breaking_off.daemon = True
+            breaking_off.start()
+
+    def _break_off(self) -> None:
+        """Nothing else wakes up who waits for an answer: the connection of a server that stands still is alive."""
+        with self._connecting:
+            self._is_broken_off = True
+            for connection in self._connections:
+                _shut_down(connection)
+
+    def _know(self, connection: Connection) -> None:
+        with self._connecting:
+            self._connections.add(connection)
+            if self._is_broken_off:
+                _shut_down(connection)
 
     def close(self) -> None:
-        """Close, and let another one take over at once; committed writes stay."""
+        """Close, and let another one take over at once; committed writes stay. After `give_up` within four seconds."""
         if self._renewing is not None:
             self._closing.set()
             self._renewing.join(_LONGEST_PAUSE_S)
         if self._pool is not None:
-            self._pool.close(_LONGEST_PAUSE_S)
+            self._pool.close(_POOL_CLOSES_S)
         if self._writer is not None:
             with suppress(psycopg.Error):
                 self._lease.release(self._writer)
@@ -294,6 +322,7 @@ class PostgresLedger(SqlLedger):
         made = psycopg.connect(
             self._conninfo(), autocommit=True, context=_adapters(), application_name=name, prepare_threshold=1
         )
+        self._know(made)
         made.execute(self._schema["set_up"])
         return made
 
@@ -320,6 +349,12 @@ class PostgresLedger(SqlLedger):
             yield
         except psycopg.Error as error:
             raise self._unavailable(error) from error
+
+
+def _shut_down(connection: Connection) -> None:
+    """From another thread than the one that uses it, which then finds it lost. Its file stays that one's to close."""
+    with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as other:
+        other.shutdown(socket.SHUT_RDWR)
 
 
 def _adapters() -> AdaptersMap:

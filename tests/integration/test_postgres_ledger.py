@@ -161,6 +161,31 @@ def test_one_that_ends_waits_for_no_server(server: PostgresProcess, open_ledger:
     server.start()
 
 
+def test_one_that_ends_does_not_wait_for_a_server_that_stands_still(
+    server: PostgresProcess, open_ledger: Callable[..., PostgresLedger]
+) -> None:
+    ledger = open_ledger(server.make_ledger())
+    ledger.open()
+    ledger.commit([job(1)])
+    with ThreadPoolExecutor(2) as threads, server.paused():
+        writing, reading = threads.submit(ledger.commit, [job(2)]), threads.submit(ledger.load)
+        ledger.give_up()
+        for waiting in (writing, reading):
+            with pytest.raises(StoreUnavailable):
+                waiting.result(DEADLINE_S)
+        threads.submit(ledger.close).result(DEADLINE_S)
+
+
+def test_one_that_ends_while_the_server_stands_still_has_only_to_close(
+    server: PostgresProcess, open_ledger: Callable[..., PostgresLedger]
+) -> None:
+    ledger = open_ledger(server.make_ledger())
+    ledger.open()
+    with ThreadPoolExecutor(1) as thread, server.paused():
+        ledger.give_up()
+        thread.submit(ledger.close).result(DEADLINE_S)
+
+
 def test_one_that_lost_its_lease_unnoticed_cannot_commit(
     postgres_server: PostgresProcess, open_ledger: Callable[..., PostgresLedger], monkeypatch: pytest.MonkeyPatch
 ) -> None:

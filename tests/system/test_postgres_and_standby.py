@@ -16,6 +16,7 @@ import pytest
 
 from idlewheel import Client
 from idlewheel.brokers import Broker, free_port
+from idlewheel.errors import IdlewheelError
 from tests.postgres import PostgresProcess, require_postgres
 from tests.system.deployment import DEADLINE_S, Deployment, until
 from tests.system.test_nothing_is_lost import INPUTS, MODEL, collect
@@ -135,6 +136,20 @@ async def test_postgres_killed_and_restarted_in_mid_job(
         await running.check("first", job, expected)
         assert cell(running.ledger)[1] == 1
         assert await running.stop("first") == 0
+
+
+async def test_an_orderly_end_does_not_wait_for_a_postgres_that_stands_still(
+    broker: Broker, tmp_path: Path, server: PostgresProcess
+) -> None:
+    async with coordinators(broker, tmp_path, server) as running:
+        job = await running.submitted("first")
+        assert (await running.start("second"))["standby"]
+        with server.paused():
+            asking = asyncio.create_task(asyncio.to_thread(running.clients["first"].job(job).cancel))
+            for name in ("second", "first"):
+                assert await running.stop(name) == 0, running.log(name)
+            with pytest.raises(IdlewheelError):
+                await asking
 
 
 async def test_a_standby_finishes_the_job_of_a_coordinator_that_was_killed(
