@@ -10,7 +10,7 @@ import msgspec
 from coordinator.assembly import assemble
 from coordinator.brain import Brain, wall_clock_ms
 from coordinator.core import Core
-from coordinator.errors import Rejected, ResourceMissing
+from coordinator.errors import Rejected, ResourceMissing, StoreUnavailable
 from coordinator.events import JobCancelled, JobSubmitted, ModelAdded, PolicySet
 from coordinator.explain import explain_job
 from coordinator.model import AcceptedRows, Job, JobState, Model, Piece
@@ -96,7 +96,12 @@ class CoordinatorDesk:
         return ModelView(digest, known.size, list(known.inputs), list(known.outputs), known.batch_rows)
 
     async def submit(self, request: JobRequest, caller: TraceContext | None) -> JobView:
-        """Accept a job, in its caller's trace or a new one; durable on return. Raises Rejected, ResourceMissing."""
+        """Accept a job, in its caller's trace or a new one; durable on return.
+
+        Raises Rejected, ResourceMissing, and StoreUnavailable while the ledger is away.
+        """
+        if self._ledger.trouble:  # nobody should have to guess whether a job that gets no answer was taken
+            raise StoreUnavailable("ledger_unavailable", f"{self._ledger.trouble}; no job is taken until then")
         begun_ms = wall_clock_ms()
         await self.add_model(request.model)
         model = self._core.models[request.model]

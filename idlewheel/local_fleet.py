@@ -14,7 +14,7 @@ from idlewheel.processes import Child, ChildFailed, run_child
 
 __all__ = ["LocalFleet", "run_agents", "run_local_fleet"]
 
-_LEDGER_FREE_S = 20.0
+_LEDGER_FREE_S = 10.0
 _OWN_CARS = {"owner": "operator", "purposes": ["general"]}
 
 
@@ -83,7 +83,10 @@ async def _address(coordinator: Child) -> str:
             while "http" not in said:
                 said = await coordinator.read()
     except TimeoutError:
-        raise ChildFailed(f"the coordinator only stands by: {said['reason']}") from None
+        raise ChildFailed(
+            f"{said['reason']}: end that coordinator, or let this fleet have a ledger of its own. "
+            "How one stands by for another: docs/operations.md, Standby"
+        ) from None
     return str(said["http"])
 
 

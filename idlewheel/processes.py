@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ __all__ = ["Child", "ChildFailed", "dying_with_us", "run_child"]
 
 _READY_S: Final = 60.0
 _STOP_S: Final = 10.0
+_LAST_LINES: Final = 5
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -22,10 +24,23 @@ class ChildFailed(Exception):
     """A child did not become ready, or ended by itself; the message ends with what it logged last."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """What a child logs, behind what earlier ones did."""
+
+    path: Path
+    begun: int
+
+    def last_words(self) -> str:
+        """Its last lines, for a person."""
+        lines = self.path.read_bytes()[self.begun :].decode(errors="replace").splitlines()
+        return "\n".join(lines[-_LAST_LINES:]).strip() or "it logged nothing"
+
+
 class Child:
     """A running child. `ready` is what it said in its first line, a JSON object."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, ready: dict[str, Any], log: Path) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, ready: dict[str, Any], log: _Log) -> None:
         self.name: Final = name
         self.ready: Final = ready
         self._process = process
@@ -55,7 +70,7 @@ class Child:
         """Wait until it ends by itself, and raise ChildFailed."""
         code = await self._process.wait()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        raise ChildFailed(f"{self.name} {how}: {_last_words(self._log)}")
+        raise ChildFailed(f"{self.name} {how}: {self._log.last_words()}")
 
     def kill(self) -> None:
         """End it at once (SIGKILL)."""
@@ -72,6 +87,7 @@ async def run_child(
     Where the system can, the child is killed when we die. Raises ChildFailed.
     """
     with log.open("ab") as file:
+        logged = _Log(log, file.tell())
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *arguments,
@@ -83,24 +99,24 @@ async def run_child(
             preexec_fn=dying_with_us(),
         )
     try:
-        yield Child(name, process, await _ready(name, process, log), log)
+        yield Child(name, process, await _ready(name, process, logged), logged)
     finally:
         await asyncio.shield(_end(process))
 
 
-async def _ready(name: str, process: asyncio.subprocess.Process, log: Path) -> dict[str, Any]:
+async def _ready(name: str, process: asyncio.subprocess.Process, log: _Log) -> dict[str, Any]:
     try:
         async with asyncio.timeout(_READY_S):
             return await _read_line(name, process, log)
     except TimeoutError:
-        raise ChildFailed(f"{name} was not ready after {_READY_S:.0f} s: {_last_words(log)}") from None
+        raise ChildFailed(f"{name} was not ready after {_READY_S:.0f} s: {log.last_words()}") from None
 
 
-async def _read_line(name: str, process: asyncio.subprocess.Process, log: Path) -> dict[str, Any]:
+async def _read_line(name: str, process: asyncio.subprocess.Process, log: _Log) -> dict[str, Any]:
     assert process.stdout is not None
     line = await process.stdout.readline()
     if not line:
-        raise ChildFailed(f"{name} ended early: {_last_words(log)}")
+        raise ChildFailed(f"{name} ended early: {log.last_words()}")
     fields = json.loads(line)
     assert isinstance(fields, dict)
     return fields
@@ -128,7 +144,3 @@ def dying_with_us() -> Callable[[], None] | None:
         return None
     prctl = ctypes.CDLL(None).prctl  # looked up before the fork: afterwards hardly anything is safe
     return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _last_words(log: Path) -> str:
-    return log.read_text(errors="replace")[-500:].strip() or "it logged nothing"

@@ -25,6 +25,7 @@ from tests.servers import required
 __all__ = ["PostgresProcess", "find_postgres", "require_postgres"]
 
 _START_S: Final = 30.0
+_PAGE_BYTES: Final = 8192
 _FOLDERS: Final = Path("/usr/lib/postgresql")
 _USER: Final = "nobody"
 _AS_USER: Final = (
@@ -90,7 +91,14 @@ class PostgresProcess:
         if _AS_USER:
             shutil.chown(self._folder, _USER)
         command = [*_AS_USER, str(self._programs / "initdb"), "-D", str(self._data), "-U", "idlewheel"]
-        command += ["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-instructions", "--no-sync"]
+        command += [
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-instructions",
+            "--no-sync",
+            "--data-checksums",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
         assert done.returncode == 0, done.stderr
 
@@ -144,6 +152,20 @@ class PostgresProcess:
         finally:
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
+
+    def damage(self, url: str, relation: str, page: int) -> None:
+        """Flip bytes of a page of a table or index on the disk, as a bad one would; starts it again."""
+        with psycopg.connect(url, autocommit=True) as connection:
+            found = connection.execute("SELECT pg_relation_filepath(%s)", [relation]).fetchone()
+        assert found is not None
+        self.kill(signal.SIGINT)
+        with (self._data / found[0]).open("r+b") as file:
+            file.seek(page * _PAGE_BYTES + 4_000)
+            flipped = bytes(byte ^ 0xFF for byte in file.read(64))
+            assert len(flipped) == 64
+            file.seek(-64, os.SEEK_CUR)
+            file.write(flipped)
+        self.start()
 
     def make_ledger(self) -> str:
         """Make an empty schema, which costs less than a database; its URL."""

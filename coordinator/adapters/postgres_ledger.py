@@ -53,12 +53,13 @@ _READERS: Final = 4
 _READ_PATIENCE_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
-_ATTEMPTS_A_WARNING: Final = 30
 _RENEWALS_A_LEASE: Final = 3
 _FEW_ROWS: Final = 8  # cost less one by one
 _MOST_ROWS: Final = 1_000  # at once: an array has room for a gigabyte
 _LAST_ANSWER_S: Final = 2.0  # that a server has when we end
 _POOL_CLOSES_S: Final = 0.2  # for each of its threads: one that connects just now is not waited for
+_DAMAGE: Final = (psycopg.errors.DataCorrupted, psycopg.errors.IndexCorrupted)
+_CHATTY: Final = ("psycopg", "psycopg.pool")  # loggers; what they say of a lost connection, `trouble` says better
 
 _log = logging.getLogger(__name__)
 Connection = psycopg.Connection[TupleRow]
@@ -100,13 +101,15 @@ class PostgresLedger(SqlLedger):
         self._is_broken_off = False
         self._closing = threading.Event()
         self._renewing: threading.Thread | None = None
-        self._lost: LedgerLost | None = None
+        self._unusable: StoreUnavailable | None = None
         self._round = 0
         self._was_away = False
         self._not_before_s = 0.0
 
     def open(self) -> None:
         """Become the one who writes, and migrate. To be called again after LedgerHeld. Raises StoreUnavailable."""
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
             with self._failures():
                 if self._writer is None:
@@ -219,9 +222,9 @@ class PostgresLedger(SqlLedger):
         self._renewing = self._pool = self._writer = None
 
     def expect_usable(self) -> None:
-        """Raises LedgerLost when it is known that another one writes."""
-        if self._lost is not None:
-            raise self._lost
+        """Raises LedgerLost when it is known that another one writes, StoreUnavailable when damage was found."""
+        if self._unusable is not None:
+            raise self._unusable
 
     def _keep_lease(self) -> None:
         connection: Connection | None = None
@@ -231,12 +234,12 @@ class PostgresLedger(SqlLedger):
                     connection = self._connect("idlewheel lease")
                 self._lease.renew(connection)
             except psycopg.Error as error:  # it may be back before anybody takes the lease
-                self.trouble = self._away(error)
+                self._trouble_is(self._away(error))
             except LedgerLost as lost:
-                self._lost = lost
+                self._unusable = lost
                 break
             else:
-                self.trouble = ""
+                self._trouble_is("")
         if connection is not None:
             connection.close()
 
@@ -261,7 +264,7 @@ class PostgresLedger(SqlLedger):
             except psycopg.Error as error:
                 refused = error
         self._round = round_
-        self.trouble = ""
+        self._trouble_is("")
 
     def _write(self, connection: Connection, writes: Sequence[LedgerWrite], round_: int) -> None:
         """Send everything, with the COMMIT, and then wait for the answers: one way to the server and back."""
@@ -288,9 +291,7 @@ class PostgresLedger(SqlLedger):
         return False
 
     def _pause(self, attempt: int, error: psycopg.Error) -> None:
-        self.trouble = self._away(error)
-        if attempt % _ATTEMPTS_A_WARNING == 0:
-            _log.warning("%s", self.trouble)
+        self._trouble_is(self._away(error))
         if self._given_up.wait(min(_FIRST_PAUSE_S * 2 ** min(attempt, 10), _LONGEST_PAUSE_S)):
             raise self._unavailable(error) from error
 
@@ -337,10 +338,24 @@ class PostgresLedger(SqlLedger):
     def _away(self, error: psycopg.Error) -> str:
         return f"{self._place} is away, and nothing is committed until it is back: {_first_line(error)}"
 
+    def _trouble_is(self, text: str) -> None:
+        if bool(text) != bool(self.trouble):
+            _log.warning("%s", text or f"{self._place} is back")
+        self.trouble = text
+
     def _closed(self) -> StoreUnavailable:
         return StoreUnavailable("ledger_unavailable", f"{self._place} is not open")
 
     def _unavailable(self, error: psycopg.Error) -> StoreUnavailable:
+        if isinstance(error, _DAMAGE):
+            self._unusable = StoreUnavailable(
+                "ledger_damaged",
+                f"{self._place} is damaged ({_first_line(error)}): restore it from a backup "
+                "(docs/operations.md, The ledger)",
+            )
+            return self._unusable
+        if isinstance(error, psycopg.OperationalError) and self.trouble:
+            return StoreUnavailable("ledger_unavailable", self.trouble)
         return StoreUnavailable("ledger_unavailable", f"{self._place}: {_first_line(error)}")
 
     @contextmanager

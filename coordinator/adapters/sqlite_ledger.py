@@ -118,8 +118,14 @@ class SqliteLedger(SqlLedger):
         try:
             yield
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:  # the rest says where it was noticed
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says where it was noticed
+            if code in _DAMAGE:
                 raise self._damaged(str(error)) from error
+            if code == sqlite3.SQLITE_BUSY:
+                raise StoreUnavailable(
+                    "ledger_in_use",
+                    f"another process has the ledger {self._path} open: end that one, or give this one another folder",
+                ) from error
             raise StoreUnavailable("ledger_unavailable", f"the ledger {self._path}: {error}") from error
 
     def _damaged(self, what: str) -> StoreUnavailable:

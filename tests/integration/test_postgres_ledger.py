@@ -13,9 +13,9 @@ import psycopg
 import pytest
 
 from coordinator.adapters.postgres_ledger import PostgresLedger
-from coordinator.commands import AddJob
+from coordinator.commands import AddJob, EndLease, GrantLease
 from coordinator.errors import LedgerHeld, LedgerLost, StoreUnavailable
-from coordinator.model import Job
+from coordinator.model import Job, LeaseEnd, LeaseRecord
 from fleet_wire.api import JobTerms
 from tests.postgres import PostgresProcess, require_postgres
 
@@ -322,6 +322,63 @@ def test_readers_wait_for_a_server_that_restarts(
         asking = [threads.submit(jobs_in, ledger) for _ in range(3)]
         server.start()
         assert [asked.result(DEADLINE_S) for asked in asking] == [["job-1"]] * 3
+
+
+def leased(open_ledger: Callable[..., PostgresLedger], place: str) -> list[LeaseRecord]:
+    """Leases on several pages."""
+    leases = [LeaseRecord("job-1", chunk, chunk, chunk + 1, "v1", 1, 10, 1000) for chunk in range(1_000)]
+    ledger = open_ledger(place)
+    ledger.open()
+    ledger.commit([job(1), *map(GrantLease, leases)])
+    ledger.close()
+    return leases
+
+
+@pytest.mark.parametrize(("relation", "page"), [("leases", 0), ("leases", 3), ("leases_pkey", 1), ("jobs", 0)])
+def test_a_damaged_page_stops_whoever_reads_it_and_says_what_to_restore(
+    server: PostgresProcess, open_ledger: Callable[..., PostgresLedger], relation: str, page: int
+) -> None:
+    place = server.make_ledger()
+    leased(open_ledger, place)
+    server.damage(place, relation, page)
+    ledger = open_ledger(place)
+    ledger.open()
+    ledger.expect_usable()
+    with pytest.raises(StoreUnavailable, match="restore it from a backup") as refusal:
+        ledger.load()
+    assert refusal.value.code == "ledger_damaged"
+    with pytest.raises(StoreUnavailable, match="restore it from a backup"):
+        ledger.expect_usable()
+
+
+def test_a_damaged_page_stops_a_commit_that_needs_it_and_none_of_it_is_kept(
+    server: PostgresProcess, open_ledger: Callable[..., PostgresLedger]
+) -> None:
+    place = server.make_ledger()
+    leases = leased(open_ledger, place)
+    server.damage(place, "leases", 3)
+    ledger = open_ledger(place)
+    ledger.open()
+    ends = [EndLease(lease.job, lease.chunk, LeaseEnd.DONE, 0, 5) for lease in leases]
+    with pytest.raises(StoreUnavailable, match="restore it from a backup"):
+        ledger.commit([job(2), *ends])
+    with pytest.raises(StoreUnavailable, match="restore it from a backup"):
+        ledger.expect_usable()
+    with psycopg.connect(place) as connection:
+        assert connection.execute("SELECT id FROM jobs").fetchall() == [("job-1",)]
+
+
+def test_readers_say_that_the_server_is_away(
+    server: PostgresProcess, open_ledger: Callable[..., PostgresLedger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.adapters.postgres_ledger._READ_PATIENCE_S", 0.1)
+    ledger = open_ledger(server.make_ledger())
+    ledger.open()
+    server.kill()
+    until(lambda: ledger.trouble, "it knows")
+    with pytest.raises(StoreUnavailable, match="is away, and nothing is committed until it is back"):
+        ledger.load()
+    server.start()
 
 
 def test_nothing_of_psycopg_is_loaded_for_a_ledger_in_a_file() -> None:

@@ -16,11 +16,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import psutil
+import psycopg
 import pytest
 from onnx import TensorProto, helper
 
 from idlewheel.brokers import free_port
 from tests.conftest import require_mosquitto
+from tests.postgres import PostgresProcess
 from tests.system.deployment import DEADLINE_S
 
 ROWS = 300
@@ -225,3 +227,39 @@ async def test_bad_input_exits_2_with_one_line_that_names_it(up: Up, tmp_path: P
         assert words in done.stderr
     assert not out.exists()
     assert json.loads((await up.run("jobs", "--json")).stdout) == []
+
+
+async def refused_up(ledger: str, directory: Path) -> str:
+    """What `idlewheel up` says when it can't begin."""
+    command = [sys.executable, "-m", "idlewheel", "up", "--http", f"127.0.0.1:{free_port()}", "--broker", "embedded"]
+    command += ["--ledger", ledger, "--data", str(directory)]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert (done.returncode, done.stdout) == (1, "")
+    return done.stderr
+
+
+async def test_a_ledger_in_postgres_is_taken_over_after_a_kill_and_every_refusal_says_what_to_do(
+    tmp_path: Path, postgres_server: PostgresProcess
+) -> None:
+    ledger = postgres_server.make_ledger()
+    arguments = ("--vehicles", "2", "--broker", "embedded", "--data", str(tmp_path / "data"), "--ledger", ledger)
+    mixed_model(tmp_path / "m.onnx")
+    np.savez(tmp_path / "rows.npz", **mixed_rows())  # type: ignore[arg-type]
+    async with running_up(tmp_path, *arguments) as up:
+        done = await up.run("submit", tmp_path / "m.onnx", tmp_path / "rows.npz", "-o", tmp_path / "out.npz")
+        assert done.returncode == 0, done.stderr
+        assert "end that coordinator" in await refused_up(ledger, tmp_path / "other")
+        (coordinator,) = [child for child in descendants(up) if "coordinator.daemon" in child.cmdline()]
+        coordinator.kill()
+        assert await asyncio.to_thread(up.process.wait) == 1
+        assert "the coordinator was killed by SIGKILL" in (tmp_path / "up.log").read_text()
+    async with running_up(tmp_path, *arguments) as up:
+        (job,) = json.loads((await up.run("jobs", "--json")).stdout)
+        assert (job["state"], job["rows_done"]) == ("done", ROWS)
+    with psycopg.connect(ledger, autocommit=True) as connection:
+        connection.execute("UPDATE ledger_version SET version = 999")
+    assert "start the newer program again" in await refused_up(ledger, tmp_path / "data")
+    nowhere = f"postgresql://idlewheel:hidden@127.0.0.1:{free_port()}/ledger"
+    said = await refused_up(nowhere, tmp_path / "data")
+    assert "see that PostgreSQL runs there and lets us in" in said
+    assert "hidden" not in said
