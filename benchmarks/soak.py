@@ -326,7 +326,8 @@ def judge_load(soak: Soak, found: Account, plan: Plan) -> list[Figure]:
 
 def _told(soak: Soak) -> list[Figure]:
     told = {"jobs": soak.jobs_done, "rows": soak.rows_done} | {
-        name: soak.count(name) for name in ("results_not_taken", "connected", "left", "cut_off", "links_lost")
+        name: soak.count(name)
+        for name in ("results_not_taken", "documents_not_taken", "connected", "left", "cut_off", "links_lost")
     }
     return [Figure(GROUP, name.replace("_", " "), "", float(count)) for name, count in told.items()]
 

@@ -250,8 +250,11 @@ class Vehicle:
             answer.add_done_callback(partial(self._document_answered, document.epoch, document.seq, time.monotonic()))
 
     def _document_answered(self, epoch: int, seq: int, sent_s: float, answer: asyncio.Future[int]) -> None:
-        if _code(answer) == _TAKEN:
+        code = _code(answer)
+        if code == _TAKEN:
             self._book.document(self._number, epoch, seq, sent_s, time.monotonic())
+        elif code is not None:
+            self._counted["documents_not_taken"] += 1
 
     def _say(
         self, channel: VehicleChannel, kind: Any, message: Any, *, retain: bool = False, qos: int = 1
