@@ -58,12 +58,8 @@ class ServerLimits:
     receive_max: int
     max_packet_size: int
     max_qos: int
-    topic_alias_max: int
     keep_alive_s: int
-    session_expiry_s: int
     retain_available: bool
-    wildcard_subscription_available: bool
-    shared_subscription_available: bool
 
     @staticmethod
     def of(connack: ConnAckPacket, options: ConnectOptions) -> "ServerLimits":
@@ -73,12 +69,8 @@ class ServerLimits:
             receive_max=connack.receive_max,
             max_packet_size=min(options.max_packet_size, _said(connack.max_packet_size, options.max_packet_size)),
             max_qos=int(connack.max_qos),
-            topic_alias_max=connack.topic_alias_max,
             keep_alive_s=_said(connack.server_keep_alive, options.keep_alive_s),
-            session_expiry_s=_said(connack.session_expiry_interval, options.session_expiry_s),
             retain_available=connack.retain_available,
-            wildcard_subscription_available=connack.wildcard_subscription_available,
-            shared_subscription_available=connack.shared_subscription_available,
         )
 
 

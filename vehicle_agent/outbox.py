@@ -151,8 +151,6 @@ class Outbox:
         else:
             self._forget(entry)
         self._pump()
-        if not self._waiting and not self._in_flight:
-            self._settled.set()
 
     def _forget(self, entry: _Entry) -> None:
         self._bytes -= len(entry.message.payload)

@@ -20,7 +20,6 @@ __all__ = [
     "IneligibleReason",
     "Level",
     "Verdict",
-    "first_reason",
     "judge",
     "keeps_promise",
     "refusal_reason",
@@ -117,20 +116,13 @@ _REFUSALS = {
 _BASIC = ("opted_in", "moving", "plugged", "charge_percent")
 
 
-def first_reason(
-    signals: Signals, policy: OwnerPolicy | None, limits: CarLimits, *, now_ms: int, utc_offset_ms: int, willing: bool
-) -> IneligibleReason | None:
-    """Return the first reason not to work, None when there is none.
-
-    `utc_offset_ms` is what the policy's time zone is ahead of UTC now; `willing` says what the last answer was.
-    """
-    return next(_reasons(signals, policy, limits, now_ms=now_ms, utc_offset_ms=utc_offset_ms, willing=willing), None)
-
-
 def judge(
     signals: Signals, policy: OwnerPolicy | None, limits: CarLimits, *, now_ms: int, utc_offset_ms: int, willing: bool
 ) -> Verdict | None:
-    """Return why the car may not work and how work ends, None when it may; as `first_reason` does."""
+    """Return why the car may not work and how work ends, None when it may.
+
+    `utc_offset_ms` is what the policy's time zone is ahead of UTC now; `willing` says what the last answer was.
+    """
     reasons = list(_reasons(signals, policy, limits, now_ms=now_ms, utc_offset_ms=utc_offset_ms, willing=willing))
     if not reasons:
         return None

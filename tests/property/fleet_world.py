@@ -61,7 +61,7 @@ from vehicle_agent.events import (
 )
 from vehicle_agent.mailbox import Mailbox, PolicyOffered
 from vehicle_agent.pace import PaceLimits
-from vehicle_agent.policy import CarLimits, first_reason
+from vehicle_agent.policy import CarLimits, judge
 from vehicle_agent.presence import TelemetryStream
 from vehicle_agent.results import ByReference
 from vehicle_agent.session import Session, SessionLimits
@@ -303,9 +303,8 @@ class Car:
         assert not self.policy.revoked
 
     def reason(self, *, willing: bool) -> Any:
-        return first_reason(
-            self.signals, self.policy, CarLimits(), now_ms=self.now_ms, utc_offset_ms=0, willing=willing
-        )
+        verdict = judge(self.signals, self.policy, CarLimits(), now_ms=self.now_ms, utc_offset_ms=0, willing=willing)
+        return None if verdict is None else verdict.reason
 
     def publish_result(self, message: Rows | Failure | Refusal) -> None:
         topic = TOPICS.result(message.job, self.name)

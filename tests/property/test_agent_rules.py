@@ -23,7 +23,7 @@ from vehicle_agent.events import (
     PolicyChanged,
     TaskOffered,
 )
-from vehicle_agent.policy import CarLimits, first_reason
+from vehicle_agent.policy import CarLimits, judge
 from vehicle_agent.session import Session
 
 LIMITS = CarLimits()
@@ -128,17 +128,17 @@ def _promise_is_safe(signals: Signals, policy: OwnerPolicy) -> bool:
 def test_a_car_that_may_work_breaks_no_rule(
     signals: Signals, policy: OwnerPolicy | None, offset_ms: int, willing: bool
 ) -> None:
-    reason = first_reason(signals, policy, LIMITS, now_ms=NOW_MS, utc_offset_ms=offset_ms, willing=willing)
-    if reason is None:
+    verdict = judge(signals, policy, LIMITS, now_ms=NOW_MS, utc_offset_ms=offset_ms, willing=willing)
+    if verdict is None:
         assert allows(signals, policy, offset_ms)
     elif willing:  # the plain rules are those of a car that works
-        assert not allows(signals, policy, offset_ms) or reason == "departure_guard"
+        assert not allows(signals, policy, offset_ms) or verdict.reason == "departure_guard"
 
 
 @given(readings, owner_policies, offsets_ms)
 def test_whoever_may_begin_may_go_on(signals: Signals, policy: OwnerPolicy, offset_ms: int) -> None:
     begins, goes_on = (
-        first_reason(signals, policy, LIMITS, now_ms=NOW_MS, utc_offset_ms=offset_ms, willing=willing) is None
+        judge(signals, policy, LIMITS, now_ms=NOW_MS, utc_offset_ms=offset_ms, willing=willing) is None
         for willing in (False, True)
     )
     assert goes_on or not begins
@@ -147,7 +147,7 @@ def test_whoever_may_begin_may_go_on(signals: Signals, policy: OwnerPolicy, offs
 @given(readings, owner_policies, st.sampled_from(sorted(VALUES.keys() - MAY_BE_UNKNOWN)), st.booleans())
 def test_to_know_less_never_lets_a_car_work(signals: Signals, policy: OwnerPolicy, name: str, willing: bool) -> None:
     told, untold = (
-        first_reason(reading, policy, LIMITS, now_ms=NOW_MS, utc_offset_ms=0, willing=willing)
+        judge(reading, policy, LIMITS, now_ms=NOW_MS, utc_offset_ms=0, willing=willing)
         for reading in (signals, msgspec.structs.replace(signals, **{name: UNSET}))
     )
     assert told is None or untold is not None
@@ -171,7 +171,8 @@ def test_nothing_is_computed_while_a_rule_objects(changes: list[Signals | OwnerP
             policy = change
             session.handle(PolicyChanged(policy), NOW_MS)
         willing = session.reason is None
-        reason = first_reason(signals, policy, LIMITS, now_ms=NOW_MS, utc_offset_ms=0, willing=willing)
+        verdict = judge(signals, policy, LIMITS, now_ms=NOW_MS, utc_offset_ms=0, willing=willing)
+        reason = None if verdict is None else verdict.reason
         session.handle(Judged(reason, 25.0, 0.0), NOW_MS)
         version, purpose = (policy.version, policy.purposes[0]) if policy is not None else (0, "")
         offered = Task(

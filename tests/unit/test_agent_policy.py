@@ -16,7 +16,6 @@ from vehicle_agent.policy import (
     IneligibleReason,
     Level,
     Verdict,
-    first_reason,
     judge,
     refusal_reason,
     task_objection,
@@ -80,7 +79,8 @@ CURES: dict[IneligibleReason, dict[str, Any]] = {
 
 
 def reason_of(signals: Signals, policy: OwnerPolicy | None, *, willing: bool = False) -> IneligibleReason | None:
-    return first_reason(signals, policy, CarLimits(), now_ms=BASE["now_ms"], utc_offset_ms=0, willing=willing)
+    verdict = judge(signals, policy, CarLimits(), now_ms=BASE["now_ms"], utc_offset_ms=0, willing=willing)
+    return None if verdict is None else verdict.reason
 
 
 def offered(**fields: Any) -> Task:
@@ -100,7 +100,7 @@ def offered(**fields: Any) -> Task:
 def test_the_car_decides_as_the_shared_table_says(case: dict[str, Any]) -> None:
     told = {name: UNSET if value is None else value for name, value in case.get("signals", {}).items()}
     policy = msgspec.convert(BASE["policy"] | case.get("policy", {}), OwnerPolicy)
-    reason = first_reason(
+    verdict = judge(
         msgspec.structs.replace(GOOD, **told),
         policy,
         CarLimits(),
@@ -109,7 +109,8 @@ def test_the_car_decides_as_the_shared_table_says(case: dict[str, Any]) -> None:
         willing=case.get("working", False),
     )
     prices = {name: case.get(name, BASE[name]) for name in ("energy_micro_per_kwh", "pay_micro_per_h")}
-    assert (reason or task_objection(offered(**prices), policy)) == case["reason"]
+    objection = task_objection(offered(**prices), policy) if verdict is None else verdict.reason
+    assert objection == case["reason"]
 
 
 def test_without_a_policy_there_is_no_work() -> None:
@@ -143,10 +144,8 @@ def test_a_battery_without_capacity_cannot_keep_a_promise() -> None:
 
 def test_the_makers_limits_may_be_others() -> None:
     limits = CarLimits(battery_start_c=10.0, battery_stop_c=30.0)
-    reasons = [
-        first_reason(GOOD, AGREED, limits, now_ms=0, utc_offset_ms=0, willing=willing) for willing in (False, True)
-    ]
-    assert reasons == [IneligibleReason.BATTERY_TOO_HOT, None]
+    verdicts = [judge(GOOD, AGREED, limits, now_ms=0, utc_offset_ms=0, willing=willing) for willing in (False, True)]
+    assert verdicts == [Verdict(IneligibleReason.BATTERY_TOO_HOT, Level.KILL), None]
 
 
 @pytest.mark.parametrize(
