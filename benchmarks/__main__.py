@@ -27,6 +27,7 @@ BENCHMARKS: Final = (
     "ledger",
     "preemption",
     "recovery",
+    "takeover",
 )
 BY_NAME_ALONE: Final = {"mqtt_clients": "clients"}
 
