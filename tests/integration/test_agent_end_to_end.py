@@ -504,7 +504,8 @@ async def test_the_owners_bounds_hold_for_the_worker_as_soon_as_their_policy_arr
     policy = replace(AGREED, version=4, threads=1, niceness=15, memory_bytes=300_000_000)
     model = model_ref(blobs, endless(tmp_path / "m.onnx"))
     inputs = encode_tensors({"times": np.array([1 << 40]), "x": np.zeros((1, 3), np.float32)})
-    async with running(settings, Car(), Counter()):
+    car = Car()
+    async with running(settings, car, Counter()):
         await coordinator.until(lambda: bool(coordinator.of(Telemetry)))
         await coordinator.send(VehicleChannel.TASK, TASK, task_of(model, [Lease(0, 0, 1)], inputs=inputs))
         before = await computing_worker()
@@ -519,6 +520,7 @@ async def test_the_owners_bounds_hold_for_the_worker_as_soon_as_their_policy_arr
         assert after.pid != before.pid
         assert worker_bounds(after) == (15, 300_000_000)
         assert threads - after.num_threads() == 2
+        assert car.computing == [1.0, 0.0, 1 / 3]  # of the power that all threads draw
         await coordinator.send(VehicleChannel.CTL, CONTROL, Cancel("job-1"))
 
 
