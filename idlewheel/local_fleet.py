@@ -41,13 +41,13 @@ async def run_local_fleet(
     store: str = "",
     ledger: str = "",
     time_scale: float = 1.0,
-    observe_every_s: float = 10.0,
+    observe_every_s: float | None = None,
 ) -> AsyncIterator[LocalFleet]:
     """Run a broker and a coordinator with all their files in `directory`. Raises BrokerFailed, ChildFailed.
 
     Its cars belong to whoever runs it, who agrees to all general work unless `fleet_policy` says something else.
     Telemetry goes to `store` and jobs to `ledger`, if given. `time_scale` is how much faster than the clock the cars
-    live. It is observed, for `/metrics` and the store, every `observe_every_s`.
+    live. It is observed, for `/metrics` and the store, every `observe_every_s`, if that is given.
     """
     if fleet_policy is None:
         fleet_policy = directory / "fleet-policy.json"
@@ -64,8 +64,9 @@ async def run_local_fleet(
             "STORE": store,
             "LEDGER": ledger,
             "TIME_SCALE": str(time_scale),
-            "OBSERVE_EVERY_S": str(observe_every_s),
         }
+        if observe_every_s is not None:
+            environment["OBSERVE_EVERY_S"] = str(observe_every_s)
         async with run_child(
             "the coordinator",
             ["-m", "coordinator.daemon"],
