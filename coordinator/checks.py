@@ -52,7 +52,8 @@ class _Kept:
 
 @dataclass(slots=True)
 class JobChecks:
-    """By row: `source` is the number of the answer that counts, or -1, `known` the coordinator's own, or -1.
+    """By row: `source` is the number of the answer that counts, or -1, `known` the coordinator's own, or -1; `checked`
+    says whether a check was decided, and none is open.
 
     `answer` and `offset` are by layer and row. `audits` says when each audit that is open was opened, the oldest first;
     `to_ask` and `asked` are rows that the coordinator is to compute itself, and when it was asked to.
@@ -61,6 +62,7 @@ class JobChecks:
     job: Job
     source: NDArray[np.int32]
     given_up: Mask
+    checked: Mask
     check: NDArray[np.int8]
     answer: NDArray[np.int32]
     offset: NDArray[np.int32]
@@ -73,7 +75,6 @@ class JobChecks:
     to_ask: dict[int, None] = field(default_factory=dict)
     asked: dict[int, int] = field(default_factory=dict)
     checks_open: int = 0
-    rows_checked: int = 0
     rows_retracted: int = 0
     _names: list[str] = field(default_factory=list)
     _open_of: list[int] = field(default_factory=list)
@@ -86,6 +87,7 @@ class JobChecks:
             job=job,
             source=np.full(job.rows, -1, dtype=np.int32),
             given_up=np.zeros(job.rows, dtype=np.bool_),
+            checked=np.zeros(job.rows, dtype=np.bool_),
             check=np.zeros(job.rows, dtype=np.int8),
             answer=np.full(shape, -1, dtype=np.int32),
             offset=np.zeros(shape, dtype=np.int32),
@@ -124,7 +126,7 @@ class JobChecks:
             elif check is not Check.DECIDED:
                 self.to_ask[row] = None
             else:
-                self.rows_checked += 1
+                self.checked[row] = True
         kept = list(answers)
         for each in kept:
             self._place(each)
@@ -258,9 +260,9 @@ class JobChecks:
             return []
         was_open = self.check[rows] > 0
         self.check[rows] = check
+        self.checked[rows] = check is Check.DECIDED
         if check is Check.DECIDED:
             self.checks_open -= len(rows)
-            self.rows_checked += len(rows)
             self._count(rows, -1)
         else:
             self.checks_open += int(np.count_nonzero(~was_open))
@@ -284,6 +286,11 @@ class JobChecks:
             if car >= 0:
                 self._open_of[car] += by * count
                 (paused.add if self._open_of[car] >= _MOST_OPEN else paused.discard)(self._names[car])
+
+    @property
+    def rows_checked(self) -> int:
+        """Rows of which a check was decided, and none is open."""
+        return int(np.count_nonzero(self.checked))
 
     @property
     def decided(self) -> bool:

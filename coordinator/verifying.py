@@ -318,6 +318,7 @@ class Verifying:
             if not np.any(checks.check[rows] > 0):
                 kept.held = False
                 commands += self._accept(checks, rows, now_ms)
+                checks.forget(distinct(checks.answer[:, rows]))
         return commands
 
     def _retract(self, checks: JobChecks, rows: Rows, now_ms: int) -> list[Command]:

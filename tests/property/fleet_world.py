@@ -16,16 +16,28 @@ import msgspec
 import numpy as np
 
 from coordinator.adapters.sqlite_ledger import SqliteLedger
-from coordinator.commands import AddRows, GrantLease, LedgerWrite, SendControl, SendPolicy, SendTask
+from coordinator.commands import (
+    AddAnswer,
+    AddRows,
+    FindOut,
+    GrantLease,
+    KeepChecks,
+    LedgerWrite,
+    LookBack,
+    SendControl,
+    SendPolicy,
+    SendTask,
+)
 from coordinator.commands import Command as CoreCommand
 from coordinator.core import Core, CorePolicy
 from coordinator.dispatch import _task
 from coordinator.events import Event as CoreEvent
-from coordinator.events import RowsFailed, RowsReceived, TaskUndelivered, VehiclesHeard
+from coordinator.events import RowsFailed, RowsKnown, RowsReceived, TaskUndelivered, VehiclesHeard
 from coordinator.events import Tick as CoreTick
 from coordinator.ingest import Ingest, outputs_event
-from coordinator.model import AcceptedRows, Job, LeaseRecord, Model
+from coordinator.model import REFEREE, AcceptedRows, Check, Job, LeaseRecord, Model
 from coordinator.payloads import decode_payload
+from coordinator.progress import row_range
 from coordinator.rules.fit import output_fault
 from fleet_wire.api import TensorSpec
 from fleet_wire.bundle import decode_bundle, encode_bundle
@@ -36,7 +48,7 @@ from fleet_wire.policy import OwnerPolicy
 from fleet_wire.signals import Signals
 from fleet_wire.tensors import Array, encode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
-from tests.property.plain_ledger import PlainLedger
+from tests.property.plain_ledger import PlainJob, PlainLedger
 from vehicle_agent.events import (
     BatchFailed,
     BatchRan,
@@ -85,6 +97,13 @@ def computed(model: str, inputs: Array) -> Array:
 def inputs_of(job: str, start: int, stop: int) -> Array:
     """Rows of a job; no two rows of any jobs are alike."""
     return (np.arange(start, stop, dtype=np.int64) + 1000 * int(job[1:])).reshape(-1, 1)
+
+
+LIES: dict[str, Callable[[Array], Array]] = {
+    "in every row": np.ones_like,
+    "in some rows": lambda inputs: inputs % 3 == 0,
+}
+"""Where a car lies. How much it adds is its own, so that no two liars agree."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +247,7 @@ class Car:
         self.signals = WILLING
         self.skew_ms = 0
         self.broken = False
+        self.lies: str | None = None
         self.spool: list[Packet] = []
         self.refused: Counter[str] = Counter()
         self.mailbox = Mailbox("test", name, PACKET_BYTES)
@@ -469,7 +489,10 @@ class Car:
             return BatchFailed("this computer is broken", by_row=False)
         if self.world.bad_values & set(rows[:, 0].tolist()):
             return BatchFailed("a bad row", by_row=True)
-        return BatchRan({"y": computed(run.digest, rows)}, compute_ms, compute_ms)
+        y = computed(run.digest, rows)
+        if self.lies is not None:
+            y = y + LIES[self.lies](rows) * 1_000_000 * list(self.world.cars).index(self.name)
+        return BatchRan({"y": y}, compute_ms, compute_ms)
 
 
 class World:
@@ -482,7 +505,8 @@ class World:
         self.ledger = SqliteLedger(Path(":memory:"))
         self.ledger.open()
         self.plain = PlainLedger()
-        self.core = Core(policy)
+        self.processes = 0
+        self.core = self.new_core()
         self.ingest = Ingest("test", PACKET_BYTES)
         self.broker = Broker()
         self.happened: list[CoreEvent] = []  # inside the coordinator, for its next round
@@ -491,6 +515,9 @@ class World:
         self.bad_values: set[int] = set()
         self.by_reference: set[str] = set()
         self.blobs: dict[str, bytes] = {}
+        self.asked: dict[tuple[str, int], None] = {}  # rows that the coordinator is to compute itself
+        self.liars: set[str] = set()  # who has ever lied
+        self.reached: set[str] = set()
         self.on_grant: Callable[[LeaseRecord], None] = lambda lease: None
         self.cars = {name: Car(name, self) for name in cars}
 
@@ -515,10 +542,8 @@ class World:
             self.restart()
             return
         writes = [command for command in commands if isinstance(command, LedgerWrite)]
-        for write in writes:
-            if isinstance(write, AddRows):
-                self._check_values(write.rows)
         self.plain.keep(writes)
+        self._check(writes)
         for command in assigned:
             if isinstance(command, GrantLease):
                 self.on_grant(command.lease)
@@ -527,9 +552,11 @@ class World:
                 writes.append(command)
         if writes:
             self.ledger.commit(writes)
+        self._look_back([command.vehicle for command in commands if isinstance(command, LookBack)])
         if dies == "after":
             self.restart()
             return
+        self.asked |= {(each.job, row): None for each in commands if isinstance(each, FindOut) for row in each.rows}
         self.sending += [each for each in commands + assigned if isinstance(each, SendTask | SendControl | SendPolicy)]
         self._assert_kept(events)
         for packet in taken:
@@ -544,8 +571,13 @@ class World:
         for vehicle, rows, _ in batch.by_reference:
             assert rows.outputs_ref is not None
             try:
-                outputs = decode_bundle(self.blobs.get(rows.outputs_ref.digest, b""))
-                events.append(outputs_event(vehicle, rows, encode_tensors(outputs)))
+                outputs = encode_tensors(decode_bundle(self.blobs.get(rows.outputs_ref.digest, b"")))
+                found = self.core.find(rows.job)
+                if found is not None and found[0].terms.is_verified:
+                    whole = msgspec.structs.replace(rows, outputs=outputs, outputs_ref=None)
+                    events.append(outputs_event(vehicle, whole, outputs))
+                else:
+                    events.append(outputs_event(vehicle, rows, outputs))
             except WireError as error:
                 events.append(RowsFailed(vehicle, Failure(rows.job, rows.epoch, rows.spans, str(error))))
         for rejection in batch.rejected:
@@ -557,15 +589,59 @@ class World:
                 )
         return events
 
+    def _check(self, writes: Iterable[LedgerWrite]) -> None:
+        for write in writes:
+            if isinstance(write, AddRows) and not write.rows.retracted:
+                self._check_values(write.rows)
+                self._check_was_free(write.rows)
+            self._note(write)
+
     def _check_values(self, rows: AcceptedRows) -> None:
-        """What is kept is what a direct computation gives."""
-        model, values = self.plain.jobs[rows.job].job.model, self.outputs(rows)["y"]
+        """What is kept is what a direct computation gives, but where a liar's word may do."""
+        kept = self.plain.jobs[rows.job]
+        if rows.vehicle in self.liars and kept.job.terms.verification.rule != "quorum":
+            return
+        model, values = kept.job.model, self.outputs(rows)["y"]
         for piece in rows.pieces:
             given = values[piece.offset : piece.offset + piece.stop - piece.start]
             wanted = computed(model, inputs_of(rows.job, piece.start, piece.stop))
             assert given.tolist() == wanted.tolist(), "rows were made up"
 
+    def _check_was_free(self, rows: AcceptedRows) -> None:
+        """Rows of a held answer are shown when nothing of it waits any more, or the coordinator knows them."""
+        if rows.answer is None or not (kept := self.plain.jobs[rows.job]).answers[rows.answer].held:
+            return
+        answer = kept.answers[rows.answer]
+        if any(kept.checks.get(slot) for slot in kept.slots_of(answer)):
+            for piece in rows.pieces:
+                known = [REFEREE in kept.standing(row) for row in range(piece.start, piece.stop)]
+                assert all(known), "a row was shown that should be held"
+
+    def _note(self, write: LedgerWrite) -> None:
+        """What examples come to, for Hypothesis's statistics."""
+        match write:
+            case AddAnswer(answer):
+                self.reached |= {"an answer was held"} if answer.held else set()
+                kept = self.plain.jobs[answer.job]
+                if kept.job.terms.verification.rule == "adaptive" and kept.slots_of(answer)[-1] >= kept.job.rows:
+                    self.reached.add("a car audited")
+            case KeepChecks(_, _, Check.AUDIT):
+                self.reached.add("an audit was asked for")
+            case AddRows(rows) if rows.retracted:
+                self.reached.add("rows were retracted")
+
+    def _look_back(self, convicted: Iterable[str]) -> None:
+        """The ledger's answer about jobs that have ended is the plain one."""
+        for vehicle in convicted:
+            self.reached.add("a car was convicted")
+            for job in self.ledger.ended_jobs_answered(vehicle, 0):
+                lone = self.plain.jobs[job].unconfirmed(vehicle, self.plain.conduct)
+                assert self.ledger.rows_unconfirmed(job, vehicle) == lone
+                self.reached |= {"rows of an ended job stood by a liar's word"} if lone else set()
+
     def outputs(self, rows: AcceptedRows) -> dict[str, Array]:
+        if rows.answer is not None:
+            return decode_payload(self.plain.jobs[rows.job].answers[rows.answer].payload)
         if rows.payload is not None:
             return decode_payload(rows.payload)
         assert rows.payload_ref is not None
@@ -580,19 +656,40 @@ class World:
                 rows = {row for span in spans for row in range(span.start, span.stop)}
                 fits = output_fault(event.outputs, len(rows), self.core.models[kept.job.model]) is None
                 if fits and all(granted[span.chunk].vehicle == event.vehicle for span in spans):
-                    assert rows <= {*kept.done, *kept.failed}
+                    if kept.job.terms.is_verified:
+                        self._assert_answered(kept, event, rows)
+                    else:
+                        assert rows <= {*kept.done, *kept.failed}
+
+    def _assert_answered(self, kept: PlainJob, event: RowsReceived, slots: set[int]) -> None:
+        """The same of a verified job: as somebody's answer, if they are still asked for and their car is believed."""
+        answered = {slot for answer in kept.answers for slot in kept.slots_of(answer)}
+        convicted_ms = self.core._conduct.convicted.get(event.vehicle, -1)
+        granted = [self.core.jobs[kept.job.id].granted[span.chunk] for span in event.rows.spans]
+        if any(lease.granted_ms <= convicted_ms for lease in granted):
+            return
+        if not any(event.vehicle in kept.standing(slot % kept.job.rows) for slot in slots):
+            assert all(self.core.jobs[kept.job.id].settled[list(slots - answered)])
+
+    def new_core(self) -> Core:
+        """Of a new process, which has a secret of its own."""
+        self.processes += 1
+        return Core(self.policy, secret=b"%016d" % self.processes)
 
     def restored(self) -> Core:
-        core = Core(self.policy)
+        core = self.new_core()
         core.restore(self.ledger.load(), self.coordinator_ms)
         return core
 
     def restart(self) -> None:
         """The coordinator's process is gone, and a new one has come; the broker kept what it has not acknowledged."""
+        if any(any(kept.checks.values()) for kept in self.plain.running.values()):
+            self.reached.add("a restart with open checks")
         self.core = self.restored()
         self.ingest = Ingest("test", PACKET_BYTES)
         self.happened.clear()
         self.sending.clear()
+        self.asked.clear()
         for channel in (VehicleChannel.STATE, VehicleChannel.CAPS):
             topics = [TOPICS.vehicle(car, channel) for car in self.cars]
             self.broker.inbox += [self.broker.retained[topic] for topic in topics if topic in self.broker.retained]
@@ -620,7 +717,8 @@ class World:
         command = msgspec.structs.replace(command, leases=standing)
         parts = [[lease] for lease in standing] if job.id in self.by_reference else [list(standing)]
         for leases in parts:
-            inputs = {"x": np.concatenate([inputs_of(job.id, lease.start, lease.stop) for lease in leases])}
+            rows = [row_range(job, lease.start, lease.stop) for lease in leases]
+            inputs = {"x": np.concatenate([inputs_of(job.id, *each) for each in rows])}
             if job.id in self.by_reference:
                 data = encode_bundle(inputs)
                 path = f"/v1/jobs/{job.id}/inputs/{leases[0].start}-{leases[0].stop}"
@@ -636,6 +734,26 @@ class World:
                 chunks = tuple(lease.chunk for lease in leases)
                 self.happened.append(TaskUndelivered(command.vehicle, job.id, chunks))
 
+    # Its own answers, as in `referee`
+
+    def find_out(self, count: int) -> None:
+        """The coordinator computes rows that it was asked for, the first first."""
+        for job, row in list(self.asked)[:count]:
+            del self.asked[job, row]
+            inputs = inputs_of(job, row, row + 1)
+            if self.bad_values & {int(inputs[0, 0])}:
+                self.happened.append(RowsKnown(job, (row,), None, "a bad row"))
+            else:
+                y = computed(self.plain.jobs[job].job.model, inputs)
+                self.happened.append(RowsKnown(job, (row,), msgspec.msgpack.encode(encode_tensors({"y": y}))))
+
+    def trust(self, car: str, checks: int) -> None:
+        """Of a car so many rows were found right before."""
+        kept = self.core._conduct.passed(car, checks)
+        writes = [command for command in kept if isinstance(command, LedgerWrite)]
+        self.plain.keep(writes)
+        self.ledger.commit(writes)
+
     # All goes well for a while
 
     def flow(self, pass_ms: int) -> None:
@@ -644,6 +762,7 @@ class World:
         for car in self.cars.values():
             car.sense()
             car.broker_takes(len(car.up))
+        self.find_out(len(self.asked))
         self.happened.append(CoreTick())
         self.round(list(self.broker.inbox))
         self.send(len(self.sending))

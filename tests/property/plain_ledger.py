@@ -3,12 +3,13 @@
 It stores nothing durably and knows no SQL: the real ledgers must agree with it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from coordinator.adapters.ledger_rows import merged
 from coordinator.commands import (
+    AddAnswer,
     AddConsent,
     AddFailedRow,
     AddJob,
@@ -17,13 +18,31 @@ from coordinator.commands import (
     EndJob,
     EndLease,
     GrantLease,
+    KeepChecks,
     KeepConduct,
     LedgerWrite,
+    VoidAnswers,
 )
-from coordinator.model import FailedRow, Job, JobState, LeaseRecord, Model, ReceiptPart, Rest, VehicleConduct
+from coordinator.model import (
+    REFEREE,
+    AcceptedRows,
+    Answer,
+    Check,
+    FailedRow,
+    Job,
+    JobState,
+    LeaseRecord,
+    Model,
+    Piece,
+    ReceiptPart,
+    Rest,
+    VehicleConduct,
+)
+from coordinator.payloads import decode_payload
 from coordinator.ports import LedgerJob, LedgerSnapshot, VehicleSums
 from coordinator.rules.pay import paid
 from fleet_wire.policy import OwnerPolicy
+from fleet_wire.tensors import Array
 
 
 class Sums(NamedTuple):
@@ -55,6 +74,33 @@ class PlainJob:
     sums: Sums = field(default_factory=Sums)
     rests: dict[str, Rest] = field(default_factory=dict)
     worked: dict[str, tuple[int, int]] = field(default_factory=dict)
+    # Of a verified job: by row, which answer it counts by, what clients have, and what was answered.
+    answers: list[Answer] = field(default_factory=list)
+    void: set[int] = field(default_factory=set)
+    checks: dict[int, Check] = field(default_factory=dict)
+    accepted: list[tuple[int, int, int | None]] = field(default_factory=list)
+    shown: dict[int, int] = field(default_factory=dict)
+    values: dict[int, Array] = field(default_factory=dict)
+    voices: dict[int, dict[int, Array]] = field(default_factory=dict)
+
+    def slots_of(self, answer: Answer) -> list[int]:
+        return _spread(answer.pieces)
+
+    def standing(self, row: int) -> set[str]:
+        """Who has answered a row, and was not convicted since; the coordinator is one of them."""
+        return {self.answers[number].vehicle for number in self.voices.get(row, {}).keys() - self.void}
+
+    def unconfirmed(self, vehicle: str, conduct: Mapping[str, VehicleConduct]) -> int:
+        """How many rows count by the word of this vehicle, and by nobody's who was not convicted since."""
+        valid = {answer.number: answer for answer in self.answers if answer.number not in self.void}
+        own = {number for number, answer in valid.items() if answer.vehicle == vehicle}
+        doubted = {
+            number
+            for number, answer in valid.items()
+            if (kept := conduct.get(answer.vehicle)) and kept.convictions and kept.convicted_ms >= answer.received_ms
+        }
+        believed = valid.keys() - own - doubted
+        return sum(number in own and not self.voices[row].keys() & believed for row, number in self.shown.items())
 
     @property
     def leases(self) -> list[LeaseRecord]:
@@ -82,7 +128,7 @@ class PlainJob:
     def as_kept(self) -> LedgerJob:
         return LedgerJob(
             job=self.job,
-            done=merged((row, row + 1) for row in self.done),
+            done=() if self.job.terms.is_verified else merged((row, row + 1) for row in self.done),
             leases=tuple(self.leases),
             next_chunk=max(self.granted, default=-1) + 1,
             rows_released_again=self.released,
@@ -95,6 +141,10 @@ class PlainJob:
             seen=tuple((car, self.seen(car)) for car in sorted({lease.vehicle for lease in self.granted.values()})),
             worked=tuple((car, *self.worked[car]) for car in sorted(self.worked)),
             ended=tuple(self.granted[chunk] for chunk in sorted(self.granted.keys() - self.open, reverse=True)),
+            accepted=tuple(self.accepted),
+            answers=tuple(answer for answer in self.answers if answer.number not in self.void),
+            next_answer=len(self.answers),
+            checks=tuple(sorted(self.checks.items())),
         )
 
 
@@ -133,8 +183,18 @@ class PlainLedger:
                     kept = self.still_running(job)
                     kept.open.remove(chunk)
                     kept.released += back
+                case AddRows(rows, parts) if self.jobs[rows.job].job.terms.is_verified:
+                    assert not parts
+                    self._show(rows)
                 case AddRows():
                     self._add_rows(write)
+                case AddAnswer(answer, parts):
+                    self._answered(answer, parts)
+                case VoidAnswers(job, vehicle):
+                    kept = self.still_running(job)
+                    kept.void |= {answer.number for answer in kept.answers if answer.vehicle == vehicle}
+                case KeepChecks(job, rows, check):
+                    self.still_running(job).checks |= dict.fromkeys(rows, check)
                 case AddFailedRow(job, row):
                     kept = self.still_running(job)
                     assert row.row not in kept.done
@@ -148,6 +208,7 @@ class PlainLedger:
                     assert (state is JobState.FAILED) == (error is not None)
                     if state is JobState.DONE:
                         assert sorted(kept.done) == list(range(kept.job.rows))
+                        assert not any(kept.checks.values()), "a job ended before all was checked"
                     kept.ended = state
 
     def _add_rows(self, write: AddRows) -> None:
@@ -166,6 +227,40 @@ class PlainLedger:
             assert part.lease.vehicle == rows.vehicle
         self.pay(write.parts)
 
+    def _answered(self, answer: Answer, parts: tuple[ReceiptPart, ...]) -> None:
+        kept = self.still_running(answer.job)
+        assert answer.number == len(kept.answers)
+        kept.answers.append(answer)
+        slots, values = kept.slots_of(answer), decode_payload(answer.payload)["y"]
+        assert slots
+        assert len(set(slots)) == len(slots)
+        assert sum(part.rows for part in parts) == (0 if answer.vehicle == REFEREE else len(slots))
+        for piece in answer.pieces:
+            for place, slot in enumerate(range(piece.start, piece.stop), piece.offset):
+                row = slot % kept.job.rows
+                assert answer.vehicle not in kept.standing(row), "a car has two opinions of a row"
+                kept.voices.setdefault(row, {})[answer.number] = values[place]
+        self.pay(parts)
+
+    def _show(self, entry: AcceptedRows) -> None:
+        """Rows of a verified job reach the client, or are taken back."""
+        kept = self.still_running(entry.job)
+        assert entry.seq == self.seq + 1
+        self.seq = entry.seq
+        values = {} if entry.answer is None else decode_payload(kept.answers[entry.answer].payload)
+        for piece in entry.pieces:
+            kept.accepted.append((piece.start, piece.stop, entry.answer))
+            for place, row in enumerate(range(piece.start, piece.stop), piece.offset):
+                assert (row in kept.shown) == entry.retracted, "a row came twice, or went without having come"
+                assert row not in kept.failed
+                if entry.answer is None:
+                    del kept.shown[row], kept.values[row]
+                    kept.done.remove(row)
+                else:
+                    assert entry.answer in kept.voices[row].keys() - kept.void
+                    kept.shown[row], kept.values[row] = entry.answer, values["y"][place]
+                    kept.done.append(row)
+
     def pay(self, parts: Iterable[ReceiptPart]) -> None:
         """Add to the receipts of leases, and to the sums of their jobs and vehicles."""
         for part in parts:
@@ -178,16 +273,12 @@ class PlainLedger:
         assert kept.ended is None, "a job that has ended was changed"
         return kept
 
-    def as_kept(self, kept: PlainJob) -> LedgerJob:
-        """What a restart hears of a running job."""
-        return kept.as_kept()
-
     def snapshot(self) -> LedgerSnapshot:
         """The same as a real ledger's `load`, in its order."""
         running = sorted(self.running.values(), key=lambda kept: (kept.job.created_ms, kept.job.id))
         return LedgerSnapshot(
             models=tuple(self.models[digest] for digest in sorted(self.models)),
-            running=tuple(self.as_kept(kept) for kept in running),
+            running=tuple(kept.as_kept() for kept in running),
             next_seq=self.seq + 1,
             vehicles=tuple(
                 VehicleSums(car, sums.rows, sums.energy_mwh, sums.pay_micro)
@@ -196,6 +287,10 @@ class PlainLedger:
             conduct=tuple(self.conduct[car] for car in sorted(self.conduct)),
             policies=tuple((car, self.policies[car]) for car in sorted(self.policies)),
         )
+
+
+def _spread(pieces: Iterable[Piece]) -> list[int]:
+    return [slot for piece in pieces for slot in range(piece.start, piece.stop)]
 
 
 def _rows(leases: Iterable[LeaseRecord]) -> int:

@@ -6,12 +6,13 @@
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
-from hypothesis import settings
+from hypothesis import event, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coordinator.core import CorePolicy
@@ -19,18 +20,21 @@ from coordinator.events import JobCancelled, JobSubmitted, ModelAdded, PolicySet
 from coordinator.events import Tick as CoreTick
 from coordinator.model import LeaseRecord
 from coordinator.ports import ReceiptFilter
+from coordinator.progress import row_range
 from coordinator.rules.eligibility import Reason
 from coordinator.rules.quarantine import QuarantineLimits
 from coordinator.rules.scheduling import SchedulingLimits, share_cap
 from coordinator.rules.sizing import SizingLimits
 from coordinator.rules.tariff import flat_tariffs
-from fleet_wire.api import JobTerms
+from coordinator.rules.verification import VerificationLimits
+from fleet_wire.api import JobTerms, Verification
 from fleet_wire.bundle import decode_bundle
 from fleet_wire.codec import RESULT
 from fleet_wire.messages import Failure, Refusal, RefusalReason, Rows, Span
 from fleet_wire.policy import OwnerPolicy
-from fleet_wire.tensors import encode_tensors
+from fleet_wire.tensors import Array, encode_tensors
 from tests.property.fleet_world import (
+    LIES,
     MODELS,
     SLOTS,
     TOPICS,
@@ -67,6 +71,9 @@ POLICY = CorePolicy(
         copied_share=0.5, least_gain_ms=1, copy_factor=1.0, cold_ms=1, copies_every_ms=0, patience_ms=1_000
     ),
     quarantine=QuarantineLimits(free_strikes=1, first_ms=500, longest_ms=4_000),
+    verification=VerificationLimits(
+        floor=0.25, trusted_after=2, canaries=2, audit_wait_ms=300, first_conviction_ms=500, longest_conviction_ms=4_000
+    ),
     tariffs=flat_tariffs(150_000),
     rebirth_every_ms=500,
     policy_every_ms=1_000,
@@ -97,12 +104,24 @@ jobs = st.fixed_dictionaries(
             purpose=st.sampled_from(["general", "general", "research"]),
             price_ceiling_micro_per_kwh=st.sampled_from([None, None, 200_000]),
             vehicle_share=st.sampled_from([1.0, 1.0, 1.0, 0.5]),
+            verification=st.sampled_from(
+                [
+                    Verification("adaptive"),
+                    Verification("adaptive", wrong_share=0.1),
+                    Verification("canaries", canary_share=0.2),
+                    Verification(),
+                    Verification(),
+                    Verification("quorum", 2),
+                    Verification("quorum", 3),
+                ]
+            ),
         ),
     }
 )
 # What goes on all the time: somebody's next message, answer or batch.
 moves = st.tuples(
-    st.sampled_from(["up", "take", "send", "down", "transfer", "work", "work", "wait"]), st.sampled_from(NAMES)
+    st.sampled_from(["up", "take", "send", "down", "transfer", "work", "work", "wait", "find out"]),
+    st.sampled_from(NAMES),
 )
 
 
@@ -123,16 +142,26 @@ class Fleet(RuleBasedStateMachine):
         self.world.happened.append(event)
         self.world.round()
 
-    @initialize(names_nobody=st.booleans(), first=jobs)
-    def start(self, names_nobody: bool, first: dict[str, Any]) -> None:
+    @initialize(
+        names_nobody=st.booleans(),
+        first=jobs,
+        trusted=st.sampled_from([True, True, False]),
+        lies=st.sampled_from([*LIES, None]),
+        begun=st.integers(0, 4),
+    )
+    def start(self, names_nobody: bool, first: dict[str, Any], trusted: bool, lies: str | None, begun: int) -> None:
         self.world.broker.names_nobody = names_nobody
         for model in MODELS.values():
             self.tell_core(ModelAdded(model))
         for name in NAMES:
             self.consent(name, "both")
             self.car(name).connect()
+            if trusted:
+                self.world.trust(name, 2)
         self.world.flow(10)
+        self.lie(NAMES[1], lies)
         self.submit(first)
+        self.flow(begun, 5)
 
     # What clients and owners do
 
@@ -216,6 +245,8 @@ class Fleet(RuleBasedStateMachine):
                     self.transfer(car.name, what_kind, well=True)
             case "work":
                 self.work(car.name, "well", 5.0)
+            case "find out":
+                self.find_out(4)
             case _:
                 self.world.now_ms += 20
                 car.tell(Tick())
@@ -318,6 +349,18 @@ class Fleet(RuleBasedStateMachine):
         for each in NAMES:
             self.car(each).broken = each == name
 
+    @rule(name=st.sampled_from(NAMES[1:]), lies=st.sampled_from([None, *LIES]))
+    def lie(self, name: str, lies: str | None) -> None:
+        """The first car is honest always."""
+        self.car(name).lies = lies
+        self.world.liars |= {name} if lies else set()
+
+    @precondition(lambda self: self.world.asked)
+    @rule(count=some)
+    def find_out(self, count: int) -> None:
+        self.world.find_out(count)
+        self.world.round()
+
     @rule(name=cars, what=st.sampled_from(["model", "inputs", "upload"]), well=st.booleans())
     def transfer(self, name: str, what: str, well: bool) -> None:
         car = self.car(name)
@@ -351,7 +394,7 @@ class Fleet(RuleBasedStateMachine):
         start = data.draw(st.integers(lease.start, lease.stop - 1))
         stop = data.draw(st.integers(start + 1, lease.stop))
         name = lease.vehicle if what != "rows of another" else next(each for each in NAMES if each != lease.vehicle)
-        spans, y = [Span(lease.chunk, start, stop)], computed(self.model_of(lease), inputs_of(lease.job, start, stop))
+        spans, y = [Span(lease.chunk, start, stop)], self.computed(lease, start, stop)
         message: Rows | Refusal | Failure
         match what:
             case "refusal" | "refuses all":
@@ -366,8 +409,9 @@ class Fleet(RuleBasedStateMachine):
                 message = Rows(lease.job, lease.epoch, spans, tensors, compute_ms=compute_ms, energy_mwh=energy_mwh)
         self.world.broker.take(Packet.of(RESULT, TOPICS.result(lease.job, name), message))
 
-    def model_of(self, lease: LeaseRecord) -> str:
-        return self.world.plain.jobs[lease.job].job.model
+    def computed(self, lease: LeaseRecord, start: int, stop: int) -> Array:
+        job = self.world.plain.jobs[lease.job].job
+        return computed(job.model, inputs_of(job.id, *row_range(job, start, stop)))
 
     # What must hold
 
@@ -375,7 +419,8 @@ class Fleet(RuleBasedStateMachine):
         """To be asked before the plain ledger knows of the lease."""
         world, core, now_ms = self.world, self.world.core, self.world.coordinator_ms
         kept, fleet = world.plain.jobs[lease.job], core.fleet
-        terms, row, rows = kept.job.terms, fleet.row(lease.vehicle), set(range(lease.start, lease.stop))
+        terms, row, slots = kept.job.terms, fleet.row(lease.vehicle), set(range(lease.start, lease.stop))
+        rows = {slot % kept.job.rows for slot in slots}
         consent = world.plain.policies[lease.vehicle]
         assert lease.consent_version == consent.version
         assert not consent.revoked
@@ -393,8 +438,14 @@ class Fleet(RuleBasedStateMachine):
         cap = share_cap(kept.job.rows, terms.vehicle_share)
         assert terms.vehicle_share == 1 or kept.seen(lease.vehicle) + len(rows) <= cap
         assert not rows & kept.failed.keys()
-        assert not rows <= set(kept.done)
-        shared = [held for held in kept.leases if rows & set(range(held.start, held.stop))]
+        if terms.is_verified:
+            assert len(rows) == len(slots)
+            assert not [row for row in rows if lease.vehicle in kept.standing(row)], "a car got a row twice"
+            own = [held for held in kept.leases if held.vehicle == lease.vehicle]
+            assert not rows & {slot % kept.job.rows for held in own for slot in range(held.start, held.stop)}
+        else:
+            assert not rows <= set(kept.done)
+        shared = [held for held in kept.leases if slots & set(range(held.start, held.stop))]
         if lease.copy_of is None:
             assert not shared, "rows were leased twice"
             return
@@ -407,6 +458,8 @@ class Fleet(RuleBasedStateMachine):
     @invariant()
     def all_books_agree(self) -> None:
         self.every_row_is_settled_or_leased_or_free()
+        self.only_liars_are_convicted()
+        self.no_row_counts_by_the_word_of_convicted_cars_alone()
         self.a_copy_repeats_rows_of_one_other_lease()
         self.columns_agree_with_the_leases()
         self.sessions_keep_their_books()
@@ -418,7 +471,11 @@ class Fleet(RuleBasedStateMachine):
         for name, progress in core.jobs.items():
             kept = plain.jobs[name]
             settled = {*kept.done, *kept.failed}
-            assert set(np.flatnonzero(progress.settled).tolist()) == settled
+            if progress.is_verified:
+                assert set(np.flatnonzero(core.verifying.jobs[name].source >= 0).tolist()) == set(kept.done)
+                settled = set(np.flatnonzero(progress.settled).tolist())
+            else:
+                assert set(np.flatnonzero(progress.settled).tolist()) == settled
             assert progress.rows_done == len(kept.done)
             assert progress.failed == kept.failed
             assert {chunk: lease.record for chunk, lease in progress.leases.items()} == {
@@ -431,7 +488,16 @@ class Fleet(RuleBasedStateMachine):
             free = set(lying) - settled
             assert len(lying) == len(set(lying)) == progress.rows_free
             assert not free & set(leased)
-            assert free | set(leased) | settled == set(range(kept.job.rows))
+            assert free | set(leased) | settled == set(range(progress.layers * kept.job.rows))
+
+    def only_liars_are_convicted(self) -> None:
+        assert {car for car, kept in self.world.plain.conduct.items() if kept.convictions} <= self.world.liars
+
+    def no_row_counts_by_the_word_of_convicted_cars_alone(self) -> None:
+        for kept in self.world.plain.running.values():
+            for row in [row for row, number in kept.shown.items() if number in kept.void]:
+                said = [value.tolist() for number, value in kept.voices[row].items() if number not in kept.void]
+                assert kept.values[row].tolist() in said
 
     def a_copy_repeats_rows_of_one_other_lease(self) -> None:
         assert_copies_repeat_others(self.world.core)
@@ -488,6 +554,14 @@ class Fleet(RuleBasedStateMachine):
                 kept = world.plain.jobs[line.of].sums if by == "job" else world.plain.vehicles[line.of]
                 assert (line.rows, line.compute_us, line.energy_mwh, line.pay_micro) == tuple(kept)
 
+    def the_ledger_streams_what_counts(self) -> None:
+        for name, kept in self.world.plain.jobs.items():
+            found: Counter[int] = Counter()
+            for each in self.world.ledger.rows_after(name, 0, 10_000):
+                rows = [row for piece in each.pieces for row in range(piece.start, piece.stop)]
+                found.update(dict.fromkeys(rows, -1 if each.retracted else 1))
+            assert sorted(found.elements()) == sorted(kept.done)
+
     def teardown(self) -> None:
         """When faults stop and cars are willing, every job ends soon."""
         world = self.world
@@ -495,7 +569,7 @@ class Fleet(RuleBasedStateMachine):
             return
         world.clock_ms = 0
         for name, car in world.cars.items():
-            car.skew_ms, car.broken, car.max_bytes = 0, False, 60_000
+            car.skew_ms, car.broken, car.lies, car.max_bytes = 0, False, None, 60_000
             if car.connected:
                 car.cut(0, unheard=False)
             car.feel()
@@ -516,11 +590,9 @@ class Fleet(RuleBasedStateMachine):
             world.flow(200)
         for car in world.cars.values():
             assert (car.books.open, car.session.open_leases, car.session.busy) == ({}, 0, False)
-        for name, kept in world.plain.jobs.items():
-            found = world.ledger.rows_after(name, 0, 10_000)
-            assert sorted(row for each in found for piece in each.pieces for row in range(piece.start, piece.stop)) == (
-                sorted(kept.done)
-            )
+        self.the_ledger_streams_what_counts()
+        for what in sorted(world.reached):
+            event(what)
 
 
 def _spans(job: str, gathered: Gathered) -> Iterator[tuple[str, Span]]:

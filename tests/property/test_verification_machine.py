@@ -1,7 +1,5 @@
 """Verified jobs under any order of events, with cars that lie: no wrong row stands, and no job hangs."""
 
-from dataclasses import dataclass, field, replace
-
 import hypothesis.strategies as st
 import msgspec
 import numpy as np
@@ -10,17 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 
 from coordinator.checks import JobChecks
-from coordinator.commands import (
-    AddAnswer,
-    AddRows,
-    Command,
-    EndJob,
-    FindOut,
-    KeepChecks,
-    LedgerWrite,
-    SendTask,
-    VoidAnswers,
-)
+from coordinator.commands import FindOut, LedgerWrite, SendTask
 from coordinator.core import Core, CorePolicy
 from coordinator.events import (
     JobSubmitted,
@@ -32,9 +20,7 @@ from coordinator.events import (
     Tick,
     VehicleState,
 )
-from coordinator.model import AcceptedRows, Answer, Check, JobState, LeaseRecord
-from coordinator.payloads import decode_payload
-from coordinator.ports import LedgerJob
+from coordinator.model import Check, LeaseRecord
 from coordinator.rules.quarantine import QuarantineLimits
 from coordinator.rules.scheduling import SchedulingLimits
 from coordinator.rules.sizing import SizingLimits
@@ -42,7 +28,8 @@ from coordinator.rules.verification import VerificationLimits
 from fleet_wire.api import TensorSpec, Verification
 from fleet_wire.messages import Failure, Refusal, RefusalReason, Rows, Span, State
 from fleet_wire.tensors import encode_tensors
-from tests.property.plain_ledger import PlainJob, PlainLedger
+from tests.property.plain_ledger import PlainLedger
+from tests.property.test_restart_equality import assert_equal_as_promised
 from tests.unit.coordinator_scenes import MODEL, arrival, job, telemetry
 
 ROWS = 40
@@ -75,62 +62,6 @@ def payload_of(values: NDArray[np.float32]) -> bytes:
     return msgspec.msgpack.encode(encode_tensors({"y": values}))
 
 
-@dataclass
-class VerifiedMemory(PlainLedger):
-    """What a ledger would remember of one verified job; its rows are kept as clients get them."""
-
-    answers: list[Answer] = field(default_factory=list)
-    void: set[int] = field(default_factory=set)
-    checks: dict[int, Check] = field(default_factory=dict)
-    accepted: list[tuple[int, int, int | None]] = field(default_factory=list)
-    values: dict[int, NDArray[np.float32]] = field(default_factory=dict)
-
-    def keep(self, commands: list[Command]) -> None:
-        for command in commands:
-            match command:
-                case AddAnswer(answer, parts):
-                    assert answer.number == len(self.answers)
-                    self.answers.append(answer)
-                    self.pay(parts)
-                case VoidAnswers(_, vehicle):
-                    self.void |= {answer.number for answer in self.answers if answer.vehicle == vehicle}
-                case KeepChecks(_, rows, check):
-                    self.checks |= dict.fromkeys(rows, check)
-                case AddRows(entry, parts):
-                    assert not parts
-                    self._stream(entry)
-                case EndJob(ended, state):
-                    kept = self.still_running(ended)
-                    kept.ended = state
-                    assert sorted([*self.values, *kept.failed]) == list(range(ROWS))
-                    assert (state is JobState.DONE) == (not kept.failed)
-                    assert not any(self.checks.values()), "a job ended before all was checked"
-                case _:
-                    super().keep([command])
-
-    def _stream(self, entry: AcceptedRows) -> None:
-        assert entry.seq == self.seq + 1
-        self.seq = entry.seq
-        for piece in entry.pieces:
-            self.accepted.append((piece.start, piece.stop, entry.answer))
-            for place, row in enumerate(range(piece.start, piece.stop), piece.offset):
-                assert (row in self.values) == entry.retracted, "a row came twice, or went without having come"
-                assert row not in self.jobs[entry.job].failed
-                if entry.answer is None:
-                    del self.values[row]
-                else:
-                    self.values[row] = decode_payload(self.answers[entry.answer].payload)["y"][place]
-
-    def as_kept(self, kept: PlainJob) -> LedgerJob:
-        return replace(
-            super().as_kept(kept),
-            accepted=tuple(self.accepted),
-            answers=tuple(answer for answer in self.answers if answer.number not in self.void),
-            next_answer=len(self.answers),
-            checks=tuple(self.checks.items()),
-        )
-
-
 class VerificationMachine(RuleBasedStateMachine):
     """Liars lie in every row. Cars that collude are fewer than a quorum, and alone where pairs of cars decide."""
 
@@ -153,7 +84,7 @@ class VerificationMachine(RuleBasedStateMachine):
         self, terms: Verification, lies: list[str], both: bool, chunk_rows: int | None, bad_row: int | None
     ) -> None:
         self.core = Core(POLICY, secret=b"s" * 16)
-        self.memory = VerifiedMemory()
+        self.memory = PlainLedger()
         self.now_ms = 0
         self.epochs = dict.fromkeys((*HONEST, *LIARS), 0)
         self.sent: list[LeaseRecord] = []
@@ -246,16 +177,7 @@ class VerificationMachine(RuleBasedStateMachine):
         self.core = Core(POLICY, secret=b"s" * 16)
         self.core.restore(self.memory.snapshot(), self.now_ms)
         self.asked = []
-        assert self.core.next_seq == before.next_seq
-        assert self.core.jobs.keys() == before.jobs.keys() == self.core.verifying.jobs.keys()
-        for name, checks in self.core.verifying.jobs.items():
-            assert facts(checks) == facts(before.verifying.jobs[name])
-        for car in self.epochs:
-            ours, theirs = (
-                [core.fleet.column[name][core.fleet.row(car)] for name in ("checks_passed", "convictions")]
-                for core in (self.core, before)
-            )
-            assert ours == theirs
+        assert_equal_as_promised(before, self.core, self.now_ms)
         for car, epoch in self.epochs.items():
             if before.fleet.column["online"][before.fleet.row(car)]:
                 for event in arrival(car, epoch, now_ms=self.now_ms):
@@ -265,8 +187,8 @@ class VerificationMachine(RuleBasedStateMachine):
     def what_counts_is_what_clients_have(self) -> None:
         for checks in self.running():
             progress = checks.progress
-            assert set(np.flatnonzero(checks.source >= 0).tolist()) == self.memory.values.keys()
-            assert progress.rows_done == len(self.memory.values)
+            assert set(np.flatnonzero(checks.source >= 0).tolist()) == self.memory.jobs["j1"].shown.keys()
+            assert progress.rows_done == len(self.memory.jobs["j1"].shown)
             assert progress.failed == self.memory.jobs["j1"].failed
             assert checks.checks_open == np.count_nonzero(checks.check)
             waiting = set(np.flatnonzero(checks.check >= Check.REFEREE).tolist())
@@ -285,7 +207,7 @@ class VerificationMachine(RuleBasedStateMachine):
     @invariant()
     def no_wrong_row_counts_but_of_cars_that_are_believed(self) -> None:
         if hasattr(self, "memory"):
-            for row, value in self.memory.values.items():
+            for row, value in self.memory.jobs["j1"].values.items():
                 assert np.allclose(value, said([row])[0], rtol=1e-3), "a wrong row reached the client"
 
     @invariant()
@@ -311,31 +233,10 @@ class VerificationMachine(RuleBasedStateMachine):
             self.feed(telemetry([*HONEST], seq=self.now_ms, now_ms=self.now_ms))
             self.feed(Tick())
         assert not self.core.jobs, "the job hangs"
-        assert sorted([*self.memory.values, *self.memory.jobs["j1"].failed]) == list(range(ROWS))
+        kept = self.memory.jobs["j1"]
+        assert sorted([*kept.values, *kept.failed]) == list(range(ROWS))
+        assert not any(kept.checks.values()), "the job ended before all was checked"
         self.no_wrong_row_counts_but_of_cars_that_are_believed()
-
-
-def facts(checks: JobChecks) -> dict[str, object]:
-    """Everything that must be the same after a restart."""
-    progress = checks.progress
-    names = {number: car for car, number in progress.cars.items()}
-    return {
-        "source": checks.source.tolist(),
-        "given_up": checks.given_up.tolist(),
-        "check": checks.check.tolist(),
-        "answer": checks.answer.tolist(),
-        "offset": np.where(checks.answer >= 0, checks.offset, 0).tolist(),
-        "known": checks.known.tolist(),
-        "settled": progress.settled.tolist(),
-        "answered": [names.get(car) for car in progress.answered.tolist()],
-        "covered": progress.covered.tolist(),
-        "sums": (progress.left, progress.rows_done, checks.checks_open, checks.next_number, checks.rows_retracted),
-        "waiting": sorted({*checks.to_ask, *checks.asked}),
-        "audits": sorted(checks.audits),
-        "paused": progress.paused,
-        "answers": {n: (kept.held, kept.outputs is None) for n, kept in checks.answers.items()},
-        "leases": sorted(progress.leases),
-    }
 
 
 TestVerification = VerificationMachine.TestCase

@@ -304,12 +304,26 @@ def test_rows_that_only_the_auditor_of_a_convicted_car_has_answered_do_not_wait_
     lone = scene.asked()
     assert lone
     assert set(scene.client) == {3}
+    assert scene.core.verifying.jobs["j1"].rows_checked == 1  # the others are to be checked again
     scene.know(lone)
     for _ in range(3):
         scene.work("auditor")
         scene.pass_time(10_000)
         scene.know(scene.asked())
     assert (scene.client, scene.ended) == (RIGHT, JobState.DONE)
+
+
+def test_outputs_are_let_go_of_when_nothing_can_be_compared_with_them_any_more() -> None:
+    scene = Scene(RULES[1], "one", rows=40, chunk_rows=20)
+    first, *_ = scene.lease("one")
+    scene.answer(first)
+    scene.arrive("two")
+    for lease in scene.lease("two"):
+        scene.answer(lease) if lease.start >= 40 else None
+    checks = scene.core.verifying.jobs["j1"]
+    assert len(checks.answers) > 2
+    assert len(scene.client) == 20
+    assert [kept.outputs for kept in checks.answers.values()] == [None] * len(checks.answers)
 
 
 def test_an_audit_that_no_other_car_takes_is_the_coordinators() -> None:
