@@ -19,7 +19,7 @@ class Conduct:
     verification: VerificationLimits
     fleet: FleetView
     convicted: dict[str, int] = field(default_factory=dict)
-    """When each car was last convicted of wrong rows."""
+    """When each car was last convicted of wrong rows; all that it was granted until then is void."""
 
     def restore(self, kept: VehicleConduct, now_ms: int) -> None:
         """Go on from what the ledger remembers. No quarantine is longer than the longest, if the clock was set back."""
@@ -62,12 +62,12 @@ class Conduct:
         """How many rows of a car were found right since it was last convicted."""
         return int(self.fleet.column["checks_passed"][self.fleet.row(vehicle)])
 
-    def convict(self, vehicle: str, now_ms: int) -> list[Command]:
-        """A car answered wrongly."""
+    def convict(self, vehicle: str, granted_ms: int, now_ms: int) -> list[Command]:
+        """A car answered wrongly, whose latest lease was granted then: later than now if the clock was set back."""
         row = self.fleet.row(vehicle)
         self.fleet.column["checks_passed"][row] = 0
         convictions = self.fleet.column["convictions"][row] = int(self.fleet.column["convictions"][row]) + 1
-        self.convicted[vehicle] = now_ms
+        self.convicted[vehicle] = max(now_ms, granted_ms)
         self._quarantine(row, now_ms + conviction_ms(convictions, self.verification))
         return self._keep(row)
 

@@ -334,7 +334,9 @@ class Verifying:
         """A car answered wrongly: it gets no work, and nothing counts any more for which there is only its word."""
         self.counters["vehicle_convicted"] += 1
         commands: list[Command] = [LookBack(vehicle, self.conduct.convicted.get(vehicle, 0))]
-        commands += self.conduct.convict(vehicle, now_ms)
+        granted = (lease for progress in self.leases.jobs.values() for lease in progress.granted.values())
+        latest_ms = max((lease.granted_ms for lease in granted if lease.vehicle == vehicle), default=now_ms)
+        commands += self.conduct.convict(vehicle, latest_ms, now_ms)
         held = self.fleet.held.get(self.fleet.row(vehicle), {})
         for job, chunks in [(job, sorted(chunks)) for job, chunks in held.items()]:
             commands += self.leases.release(job, chunks, LeaseEnd.CANCELLED, now_ms)

@@ -219,6 +219,19 @@ def test_work_in_hand_is_called_off_at_a_conviction() -> None:
     assert len(scene.client) == 1
 
 
+def test_what_was_computed_before_a_conviction_does_not_come_again_though_the_clock_was_set_back() -> None:
+    scene = Scene(RULES[0], "bad", chunk_rows=5)
+    scene.now_ms = 5_000
+    first, second = scene.lease("bad")
+    scene.now_ms = 0  # by a restart
+    scene.answer(first, wrong=range(10))
+    scene.know(scene.asked())
+    for lease in (first, second):
+        scene.answer(lease)
+    assert scene.core.refusals["result_of_convicted_vehicle"] == 2
+    assert conduct(scene, "bad")["rows_done"] == 5
+
+
 def test_a_convicted_car_that_has_work_again_is_heard_though_the_clock_was_set_back_since() -> None:
     scene = Scene(RULES[0], "bad", chunk_rows=5)
     scene.now_ms = 200_000_000
