@@ -1,6 +1,6 @@
 """The child of the runner: a model's bytes on stdin, then questions; replies on stdout. Writes no file.
 
-Started as `python -m coordinator.adapters.onnx_run MODEL_BYTES PARENT_PID CPU_SECONDS_A_QUESTION`.
+Started as `python -m coordinator.adapters.onnx_run MODEL_BYTES PARENT_PID CPU_SECONDS_A_QUESTION NICENESS`.
 """
 
 import ctypes
@@ -22,7 +22,6 @@ from fleet_wire.errors import WireError
 from fleet_wire.tensors import Array, decode_tensors, encode_tensors
 
 _PR_SET_PDEATHSIG = 1
-_NICENESS = 19
 _MOST_CHARACTERS = 1000
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -31,9 +30,9 @@ _decode = msgspec.msgpack.Decoder(Question).decode
 
 def main() -> None:
     """Answer until the parent closes the pipe."""
-    size, parent_pid, cpu_s = (int(text) for text in sys.argv[1:])
+    size, parent_pid, cpu_s, niceness = (int(text) for text in sys.argv[1:])
     _die_with(parent_pid)
-    os.nice(_NICENESS)
+    os.nice(niceness)
     confine(size)
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no reply

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import hashlib
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import msgspec
@@ -18,7 +20,7 @@ from onnx import TensorProto, helper
 from coordinator.adapters.input_rows import InputRows
 from coordinator.adapters.object_blobs import ObjectBlobs
 from coordinator.adapters.onnx_inspector import OnnxInspector
-from coordinator.adapters.onnx_runner import OnnxRunner
+from coordinator.adapters.onnx_runner import OnnxRunner, _processor_s
 from coordinator.commands import FindOut
 from coordinator.errors import Rejected, StoreUnavailable
 from coordinator.events import RowsKnown
@@ -134,8 +136,8 @@ class Court:
 
 
 @contextlib.asynccontextmanager
-async def court(tmp_path: Path, timeout_s: float = 30.0, runner: ModelRunner | None = None) -> AsyncIterator[Court]:
-    each = Court(ObjectBlobs.in_folder(tmp_path / "blobs"), runner or OnnxRunner(timeout_s))
+async def court(tmp_path: Path, runner: ModelRunner | None = None) -> AsyncIterator[Court]:
+    each = Court(ObjectBlobs.in_folder(tmp_path / "blobs"), runner or OnnxRunner(30.0))
     running = asyncio.create_task(each.referee.run())
     try:
         yield each
@@ -203,7 +205,7 @@ async def test_a_row_that_the_model_fails_on_takes_no_neighbours_along(tmp_path:
 
 
 async def test_a_row_that_never_ends_is_given_up_after_its_time_and_others_go_on(tmp_path: Path) -> None:
-    async with court(tmp_path, timeout_s=3.0) as judge:
+    async with court(tmp_path, runner=OnnxRunner(3.0, niceness=0)) as judge:
         rounds = np.array([3, 2**62, 5], dtype=np.int64)
         await judge.add("loops", looping(tmp_path / "l.onnx"), {"x": rounds})
         judge.referee.put([FindOut("loops", (0, 1, 2))])
@@ -320,6 +322,40 @@ async def test_the_runner_refuses_what_is_no_model_and_outputs_beyond_measure(tm
         await runner.run(100, ones(100))
     assert runner.model is None
     await runner.close()
+
+
+async def test_a_process_that_the_machine_has_no_time_for_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = OnnxRunner(60.0)
+    path = looping(tmp_path / "l.onnx")
+    await runner.load(digest_of(path), path.read_bytes())
+    had_s = iter([7.0, 7.01, 7.02, 7.03, 7.04, 7.06])
+    runner._timeout_s = 0.1
+    monkeypatch.setattr("coordinator.adapters.onnx_runner._processor_s", lambda pid: next(had_s))
+    with pytest.raises(Rejected, match=r"it took more than 0.1 s"):
+        await runner.run(1, encode_tensors({"x": np.array([2**62])}))
+    assert list(had_s) == []
+
+
+async def test_a_process_for_which_somebody_waits_has_our_priority_and_is_given_up_when_it_does_nothing(
+    tmp_path: Path,
+) -> None:
+    runner = OnnxRunner(60.0, niceness=0)
+    path = looping(tmp_path / "l.onnx")
+    await runner.load(digest_of(path), path.read_bytes())
+    assert runner._child is not None
+    child = psutil.Process(runner._child.pid)
+    assert child.nice() == psutil.Process().nice()
+    child.suspend()
+    runner._timeout_s = 0.1
+    with pytest.raises(Rejected, match=r"it took more than 0.1 s"):
+        await runner.run(1, encode_tensors({"x": np.array([1])}))
+
+
+def test_a_process_has_had_the_time_that_it_says_itself() -> None:
+    before_s = process_time()
+    assert before_s <= _processor_s(os.getpid()) <= process_time()
 
 
 async def test_a_runner_that_can_not_start_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
