@@ -22,17 +22,10 @@ from psycopg.types.numeric import Int8BinaryDumper
 from psycopg.types.string import StrDumperUnknown
 from psycopg_pool import ConnectionPool
 
-from coordinator.adapters.ledger_rows import statements
 from coordinator.adapters.postgres_arrays import PostgresArray, PostgresArrayDumper, plain_text
 from coordinator.adapters.postgres_cell import CellLease
-from coordinator.adapters.sql import (
-    cell_queries,
-    for_many_rows,
-    postgres_migrations,
-    postgres_queries,
-    postgres_writes,
-    prepared,
-)
+from coordinator.adapters.postgres_writing import RoundWriter
+from coordinator.adapters.sql import cell_queries, postgres_migrations, postgres_queries
 from coordinator.adapters.sql_ledger import SqlLedger
 from coordinator.commands import LedgerWrite
 from coordinator.errors import LedgerHeld, LedgerLost, StoreUnavailable
@@ -54,8 +47,6 @@ _READ_PATIENCE_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 _RENEWALS_A_LEASE: Final = 3
-_FEW_ROWS: Final = 8  # cost less one by one
-_MOST_ROWS: Final = 1_000  # at once: an array has room for a gigabyte
 _LAST_ANSWER_S: Final = 2.0  # that a server has when we end
 _POOL_CLOSES_S: Final = 0.2  # for each of its threads: one that connects just now is not waited for
 _DAMAGE: Final = (psycopg.errors.DataCorrupted, psycopg.errors.IndexCorrupted)
@@ -92,7 +83,7 @@ class PostgresLedger(SqlLedger):
         self._lease_s = lease_s
         self._queries = postgres_queries()
         self._schema = cell_queries()
-        self._for_many: dict[str, tuple[str, list[str]]] = {}
+        self._round_writer = RoundWriter()
         self._writer: Connection | None = None
         self._pool: ConnectionPool[Connection] | None = None
         self._given_up = threading.Event()
@@ -149,7 +140,7 @@ class PostgresLedger(SqlLedger):
                 if step > version:
                     connection.execute(script.encode())
                     connection.execute(self._schema["set_version"], [step])
-        self._for_many = self._writes_for_many(connection)
+        self._round_writer.learn(connection)
         self._pool = ConnectionPool(
             self._conninfo(),
             kwargs={"autocommit": True, "context": _adapters()},
@@ -162,13 +153,6 @@ class PostgresLedger(SqlLedger):
             name="ledger-readers",
             open=True,
         )
-
-    def _writes_for_many(self, connection: Connection) -> dict[str, tuple[str, list[str]]]:
-        writes = postgres_writes()
-        connection.execute("".join(prepared(name, write) for name, write in writes.items()).encode())
-        types = connection.execute(self._schema["types_of_values"]).fetchall()
-        connection.execute("DEALLOCATE ALL")
-        return {name: (for_many_rows(writes[name], of_values), of_values) for name, of_values in types}
 
     def _version(self, connection: Connection) -> int:
         """The version of the tables, which must not be newer than we are."""
@@ -270,14 +254,7 @@ class PostgresLedger(SqlLedger):
         """Send everything, with the COMMIT, and then wait for the answers: one way to the server and back."""
         with connection.pipeline(), connection.cursor() as cursor:
             cursor.execute("BEGIN")
-            for name, rows in statements(writes):
-                if len(rows) < _FEW_ROWS:
-                    cursor.executemany(self._queries[name], rows)
-                    continue
-                write, types = self._for_many[name]
-                for start in range(0, len(rows), _MOST_ROWS):
-                    columns = zip(*rows[start : start + _MOST_ROWS], strict=True)
-                    cursor.execute(write.encode(), list(map(PostgresArray, types, columns)))
+            self._round_writer.send(cursor, writes)
             self._lease.count_round(cursor, round_)
             cursor.execute("COMMIT")
 

@@ -261,7 +261,7 @@ def everything(ledger: Ledger) -> list[object]:
 def test_a_round_of_many_writes_is_kept_like_a_round_for_each(
     ledger: Ledger, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coordinator.adapters.postgres_ledger._MOST_ROWS", 20)
+    monkeypatch.setattr("coordinator.adapters.postgres_writing._MOST_ROWS", 20)
     ledger.commit(busy_round(many))
     one_by_one = SqliteLedger(Path(":memory:"))
     one_by_one.open()
