@@ -22,7 +22,7 @@ from coordinator.progress import row_range
 from fleet_link import LinkError, LinkLost, Session, Tracer
 from fleet_wire.bundle import encode_bundle
 from fleet_wire.codec import CONTROL, POLICY, TASK
-from fleet_wire.messages import BlobRef, Lease, Task
+from fleet_wire.messages import BlobRef, Lease, Rebirth, Task
 from fleet_wire.tensors import Tensor, decode_tensors
 from fleet_wire.topics import FleetTopics, VehicleChannel
 
@@ -53,7 +53,8 @@ class Dispatch:
     """Sends what is to be said to cars in its order, and before any task; then tasks in theirs.
 
     A cancel may so overtake the task that it is about, of which then nothing is sent: its leases have ended before.
-    `session` is set while the link is up; without it tasks go straight back.
+    `session` is set while the link is up; without it tasks go straight back. What asks a car for a rebirth waits for
+    the next one: the core takes it for asked, and would not ask again for a minute.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Dispatch:
         max_packet_bytes: int,
         tracer: Tracer,
     ) -> None:
-        self.session: Session | None = None
+        self._session: Session | None = None
         self.counters: Counter[str] = Counter()
         self._topics = topics
         self._inputs = inputs
@@ -75,7 +76,20 @@ class Dispatch:
         self._tracer = tracer
         self._words: OrderedDict[tuple[str, bytes], SendControl | SendPolicy] = OrderedDict()
         self._waiting: deque[SendTask] = deque()
+        self._unheard: dict[str, SendControl] = {}
         self._wake = asyncio.Event()
+
+    @property
+    def session(self) -> Session | None:
+        """The connection, while the link is up."""
+        return self._session
+
+    @session.setter
+    def session(self, session: Session | None) -> None:
+        self._session = session
+        if session is not None:
+            unheard, self._unheard = self._unheard, {}
+            self.put(list(unheard.values()))
 
     @property
     def has_room(self) -> bool:
@@ -116,9 +130,17 @@ class Dispatch:
     async def _send_control(self, command: SendControl) -> None:
         topic = self._topics.vehicle(command.vehicle, VehicleChannel.CTL)
         try:
-            await self._publish(topic, CONTROL.encode(command.control), CONTROL.content_type, expiry_s=60)
+            answer = await self._publish(topic, CONTROL.encode(command.control), CONTROL.content_type, expiry_s=60)
         except LinkError:
-            self.counters["control_undelivered"] += 1  # asked again when it is due again; cancelling is only a favour
+            self._not_heard(command)
+        else:
+            answer.add_done_callback(lambda future: self._not_heard(command) if _is_lost(future) else None)
+
+    def _not_heard(self, command: SendControl) -> None:
+        """Keep what a car does not know otherwise for the next connection, once a car; cancelling is only a favour."""
+        self.counters["control_undelivered"] += 1
+        if isinstance(command.control, Rebirth):
+            self._unheard[command.vehicle] = command
 
     async def _send_policy(self, command: SendPolicy) -> None:
         topic = self._topics.vehicle(command.vehicle, VehicleChannel.POLICY)
@@ -209,7 +231,7 @@ class Dispatch:
         )
 
     def _answered(self, answer: asyncio.Future[int], command: SendTask, leases: Sequence[LeaseRecord]) -> None:
-        if answer.cancelled() or answer.exception() is not None or answer.result() == _NO_SUBSCRIBER:
+        if _is_lost(answer) or answer.result() == _NO_SUBSCRIBER:
             self._give_back(command, leases)
 
     def _give_back(self, command: SendTask, leases: Sequence[LeaseRecord]) -> None:
@@ -219,6 +241,10 @@ class Dispatch:
     def _packet_limit(self) -> int:
         server = self._max_packet_bytes if self.session is None else self.session.server.max_packet_size
         return min(self._max_packet_bytes, server)
+
+
+def _is_lost(answer: asyncio.Future[int]) -> bool:
+    return answer.cancelled() or answer.exception() is not None
 
 
 def _task(

@@ -26,7 +26,7 @@ from fleet_wire.messages import Cancel, Rebirth, Refusal, RefusalReason
 from fleet_wire.policy import OwnerPolicy
 from fleet_wire.topics import FleetTopics
 from idlewheel.brokers import Broker
-from tests.system.deployment import DEADLINE_S
+from tests.system.deployment import DEADLINE_S, until
 from tests.unit.coordinator_scenes import MODEL, arrival, job
 
 CARS = ("car-1", "car-2", "car-3")
@@ -111,6 +111,20 @@ async def test_what_waits_already_is_said_once_and_of_policies_the_newest(scene:
         ("car-1", Cancel("j1", [2])),
         ("car-2", Rebirth()),
     ]
+
+
+async def test_a_car_is_asked_for_a_rebirth_once_there_is_a_connection_and_again_on_the_next(scene: Scene) -> None:
+    dispatch = scene.dispatch
+    sending = asyncio.create_task(dispatch.run())
+    dispatch.put([SendControl("car-1", Rebirth()), SendControl("car-1", Cancel("j1", [1]))])
+    await until(lambda: dispatch.counters["control_undelivered"] == 2, "there was nobody to tell")
+    sending.cancel()
+    assert await scene.said(1) == [("car-1", Rebirth())]
+    sending = asyncio.create_task(dispatch.run())
+    dispatch.put([SendControl("car-2", Rebirth())])  # to a connection that has been closed
+    await until(lambda: dispatch.counters["control_undelivered"] == 3, "there was nobody to tell")
+    sending.cancel()
+    assert await scene.said(1) == [("car-2", Rebirth())]
 
 
 async def test_a_lease_that_ended_while_its_task_waited_is_not_sent(scene: Scene) -> None:
