@@ -1,8 +1,10 @@
 """The proxy of the fault harness reads MQTT as the codec writes it, and what it changes stays well formed."""
 
+import asyncio
 from random import Random
 
 import mqtt5
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,3 +58,13 @@ async def test_faults_of_messages_hold_for_as_many_as_they_say() -> None:
     await link.suffer(Fault(0.0, Kind.DUPLICATE, "car/broker", amount=2, direction="up"))
     due = [link.next_fault(direction) for direction in ("down", "up", "up", "up")]
     assert [each and each.kind for each in due] == [None, Kind.DUPLICATE, Kind.DUPLICATE, None]
+
+
+async def test_a_fault_that_meets_no_message_lapses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.system.chaos.proxy._LAPSE_S", 0.01)
+    link = ProxiedLink("car/broker", 0, Random(1), mqtt=True)
+    await link.suffer(Fault(0.0, Kind.CORRUPT, "car/broker", amount=2, direction="up"))
+    async with asyncio.timeout(30):
+        while link._due["up"]:  # noqa: ASYNC110 - the clock sets it
+            await asyncio.sleep(0.01)
+    assert link.next_fault("up") is None

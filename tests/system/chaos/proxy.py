@@ -20,6 +20,7 @@ _PUBLISH: Final = 3
 _PUBACK: Final = 4
 _REFUSAL: Final = 0x80
 _READ_BYTES: Final = 1 << 16
+_LAPSE_S: Final = 5.0
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -181,6 +182,12 @@ class ProxiedLink:
                 self.reset()
             case _:
                 self._due[fault.direction].extend([fault] * fault.amount)
+                asyncio.get_running_loop().call_later(_LAPSE_S, self._lapse, fault)
+
+    def _lapse(self, fault: Fault) -> None:
+        """What has met no message never happens: a car without work says little, and may be needed for some."""
+        due = self._due[fault.direction]
+        self._due[fault.direction] = deque(each for each in due if each is not fault)
 
     def reset(self) -> None:
         """Reset every connection."""

@@ -94,7 +94,8 @@ async def run_plan(plan: Plan, directory: Path) -> Outcome:
         await after(stage)
         found = objections(facts)
     except Exception as error:  # noqa: BLE001 - a run that breaks off is an objection of its own
-        found = [*(f"the run broke off: {each!r}" for each in _causes(error)), *objections(facts)]
+        # What the oracle would look at was not gathered.
+        found = [*(f"the run broke off: {each!r}" for each in _causes(error)), *facts.lost_at_a_crash]
     views = [each.status for each in facts.collected.values() if each.status is not None]
     return Outcome(
         plan,
