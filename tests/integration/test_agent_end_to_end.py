@@ -384,6 +384,9 @@ async def test_results_of_a_broken_link_arrive_after_it_is_back_under_a_new_epoc
         link = await connect(ConnectOptions(broker.host, broker.port, "coordinator"))
         one = Coordinator(link)
         await link.subscribe([(TOPICS.every_vehicle(VehicleChannel.STATE), 1), (TOPICS.every_result(), 1)])
+        # An agent that was back before us had its results refused, as nobody listened: it sends them again by this.
+        here = COORDINATOR.encode(CoordinatorState(online=True, epoch=1, http_url=blobs.url))
+        await link.publish(TOPICS.coordinator("c"), here, retain=True, content_type=COORDINATOR.content_type)
         return one, asyncio.create_task(one.listen())
 
     settings = settings.model_copy(update={"http_url": blobs.url})
