@@ -53,8 +53,8 @@ class Dispatch:
     """Sends what is to be said to cars in its order, and before any task; then tasks in theirs.
 
     A cancel may so overtake the task that it is about, of which then nothing is sent: its leases have ended before.
-    `session` is set while the link is up; without it tasks go straight back. What asks a car for a rebirth waits for
-    the next one: the core takes it for asked, and would not ask again for a minute.
+    `session` is set while the link is up; without it tasks go straight back. Policies, and what asks a car for a
+    rebirth, wait for the next one: the core takes them for said, and would not say them again for a minute.
     """
 
     def __init__(
@@ -76,7 +76,8 @@ class Dispatch:
         self._tracer = tracer
         self._words: OrderedDict[tuple[str, bytes], SendControl | SendPolicy] = OrderedDict()
         self._waiting: deque[SendTask] = deque()
-        self._unheard: dict[str, SendControl] = {}
+        self._rebirths_unheard: dict[str, SendControl] = {}
+        self._policies_unheard: dict[str, SendPolicy] = {}
         self._wake = asyncio.Event()
 
     @property
@@ -88,8 +89,12 @@ class Dispatch:
     def session(self, session: Session | None) -> None:
         self._session = session
         if session is not None:
-            unheard, self._unheard = self._unheard, {}
-            self.put(list(unheard.values()))
+            unheard: list[SendControl | SendPolicy] = [*self._rebirths_unheard.values()]
+            for word in [*unheard, *self._policies_unheard.values()]:
+                self._words.setdefault(_key(word), word)  # a newer policy waits there already
+            self._rebirths_unheard.clear()
+            self._policies_unheard.clear()
+            self._wake.set()
 
     @property
     def has_room(self) -> bool:
@@ -99,13 +104,10 @@ class Dispatch:
     def put(self, commands: Sequence[SendTask | SendControl | SendPolicy]) -> None:
         """Queue commands; never waits and never drops."""
         for command in commands:
-            match command:
-                case SendControl(vehicle, control):
-                    self._words[vehicle, CONTROL.encode(control)] = command
-                case SendPolicy(vehicle):
-                    self._words[vehicle, b"policy"] = command
-                case SendTask():
-                    self._waiting.append(command)
+            if isinstance(command, SendTask):
+                self._waiting.append(command)
+            else:
+                self._words[_key(command)] = command
         self._wake.set()
 
     async def run(self) -> None:
@@ -121,33 +123,31 @@ class Dispatch:
                 await self._wake.wait()
 
     async def _say(self, word: SendControl | SendPolicy) -> None:
-        match word:
-            case SendControl():
-                await self._send_control(word)
-            case SendPolicy():
-                await self._send_policy(word)
-
-    async def _send_control(self, command: SendControl) -> None:
-        topic = self._topics.vehicle(command.vehicle, VehicleChannel.CTL)
         try:
-            answer = await self._publish(topic, CONTROL.encode(command.control), CONTROL.content_type, expiry_s=60)
+            match word:
+                case SendControl(vehicle, control):
+                    topic = self._topics.vehicle(vehicle, VehicleChannel.CTL)
+                    answer = await self._publish(topic, CONTROL.encode(control), CONTROL.content_type, expiry_s=60)
+                case SendPolicy(vehicle, policy):
+                    topic = self._topics.vehicle(vehicle, VehicleChannel.POLICY)
+                    answer = await self._publish(topic, POLICY.encode(policy), POLICY.content_type, retain=True)
         except LinkError:
-            self._not_heard(command)
+            self._not_heard(word)
         else:
-            answer.add_done_callback(lambda future: self._not_heard(command) if _is_lost(future) else None)
+            answer.add_done_callback(lambda future: self._not_heard(word) if _is_lost(future) else None)
 
-    def _not_heard(self, command: SendControl) -> None:
-        """Keep what a car does not know otherwise for the next connection, once a car; cancelling is only a favour."""
-        self.counters["control_undelivered"] += 1
-        if isinstance(command.control, Rebirth):
-            self._unheard[command.vehicle] = command
-
-    async def _send_policy(self, command: SendPolicy) -> None:
-        topic = self._topics.vehicle(command.vehicle, VehicleChannel.POLICY)
-        try:
-            await self._publish(topic, POLICY.encode(command.policy), POLICY.content_type, retain=True)
-        except LinkError:
-            self.counters["policy_undelivered"] += 1  # published again as long as the car says that it misses it
+    def _not_heard(self, word: SendControl | SendPolicy) -> None:
+        """Keep what a car does not know otherwise for the next connection; cancelling is only a favour."""
+        match word:
+            case SendPolicy(vehicle, policy):
+                self.counters["policy_undelivered"] += 1
+                later = self._policies_unheard.get(vehicle)
+                if later is None or later.policy.version < policy.version:
+                    self._policies_unheard[vehicle] = word
+            case SendControl():
+                self.counters["control_undelivered"] += 1
+                if isinstance(word.control, Rebirth):
+                    self._rebirths_unheard[word.vehicle] = word
 
     async def _send_task(self, command: SendTask) -> None:
         found = self._catalogue.find(command.job)
@@ -241,6 +241,15 @@ class Dispatch:
     def _packet_limit(self) -> int:
         server = self._max_packet_bytes if self.session is None else self.session.server.max_packet_size
         return min(self._max_packet_bytes, server)
+
+
+def _key(word: SendControl | SendPolicy) -> tuple[str, bytes]:
+    """Of words with the same key only the last one is said."""
+    match word:
+        case SendControl(vehicle, control):
+            return vehicle, CONTROL.encode(control)
+        case SendPolicy(vehicle):
+            return vehicle, b"policy"
 
 
 def _is_lost(answer: asyncio.Future[int]) -> bool:

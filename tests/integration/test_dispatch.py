@@ -127,6 +127,23 @@ async def test_a_car_is_asked_for_a_rebirth_once_there_is_a_connection_and_again
     assert await scene.said(1) == [("car-2", Rebirth())]
 
 
+async def test_a_car_hears_its_newest_policy_once_there_is_a_connection_and_again_on_the_next(scene: Scene) -> None:
+    dispatch = scene.dispatch
+    old, new = OwnerPolicy(1, "owner", ["general"]), OwnerPolicy(2, "owner", [], revoked=True)
+    for turn, vehicle in enumerate(("car-1", "car-2")):  # on the second turn the connection has been closed
+        sending = asyncio.create_task(dispatch.run())
+        for number, policy in enumerate((new, old), 1):
+            dispatch.put([SendPolicy(vehicle, policy)])
+            undelivered = 2 * turn + number
+            await until(
+                lambda count=undelivered: dispatch.counters["policy_undelivered"] == count,  # type: ignore[misc]
+                "there was nobody to tell",
+            )
+        sending.cancel()
+        heard = await scene.said(1 + turn)  # the broker keeps what was said before
+        assert heard[-1] == (vehicle, new)
+
+
 async def test_a_lease_that_ended_while_its_task_waited_is_not_sent(scene: Scene) -> None:
     gone, *sent = scene.tasks
     scene.dispatch.put(scene.tasks)
