@@ -2,6 +2,7 @@
 
 import time
 import tracemalloc
+from collections.abc import Collection
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
@@ -24,8 +25,9 @@ from coordinator.events import (
 )
 from coordinator.fleet_view import FleetView
 from coordinator.model import Job, Model
-from fleet_wire.api import JobTerms, TensorSpec
-from fleet_wire.messages import Caps, State
+from coordinator.progress import JobProgress
+from fleet_wire.api import JobTerms, TensorSpec, Verification
+from fleet_wire.messages import Caps, Span, State
 from fleet_wire.policy import Hours, OwnerPolicy
 
 GROUP: Final = "scheduling"
@@ -36,6 +38,7 @@ MODELS: Final = 10
 LIMIT_MS: Final = 50.0
 LIMIT_BYTES: Final = 1024
 VIEWED: Final = 20_000
+SCATTERED: Final = 16_000
 _CHUNK_ROWS: Final = 8
 _NOW_MS: Final = 1_790_000_000_000
 
@@ -65,8 +68,42 @@ async def measure(plan: Plan) -> list[Figure]:
         below(LIMIT_MS, first),
         Figure(GROUP, f"of it eligibility of {VEHICLES:,} vehicles", "ms", middle(looks), note=listed(looks)),
         whole,
+        _scattered(plan.runs),
         below(LIMIT_BYTES, Figure(GROUP, f"fleet view of {VIEWED:,} vehicles, memory a vehicle", "B", view_bytes())),
     ]
+
+
+def _scattered(runs: int) -> Figure:
+    """With half as many rows it should take half as long."""
+    times, halves = [[scattered_ms(rows) for _ in range(runs)] for rows in (SCATTERED, SCATTERED // 2)]
+    name = f"every other of {SCATTERED:,} rows to be checked: looked for by the car that computed them, and another"
+    return Figure(GROUP, name, "ms", middle(times), note=f"{listed(times)}; half as many rows: {middle(halves):.0f} ms")
+
+
+def scattered_ms(rows: int) -> float:
+    """How long it takes to look for rows to check, of which none, and then all, are for a car."""
+    terms = JobTerms(verification=Verification("adaptive"))
+    progress = JobProgress.fresh(Job("checked", "", f"{0:064x}", "b" * 64, rows, 64, terms, _NOW_MS))
+    with progress.taking("author", _somebody) as taking:
+        taking.chunks(rows)
+    progress.accept([Span(0, 0, rows)])
+    progress.cars["author"] = 0
+    progress.answered[:rows] = 0
+    progress.reopen(np.arange(rows, 2 * rows, 2))
+    before = time.perf_counter()
+    with progress.taking("author", _somebody) as taking:
+        assert not taking.chunks(1)
+    with progress.taking("other", _somebody) as taking:
+        taken = 0
+        while chunks := taking.chunks(_CHUNK_ROWS):
+            taken += len(chunks)
+    after = time.perf_counter()
+    assert taken == rows // 2
+    return (after - before) * 1000
+
+
+def _somebody(failed_at: Collection[str]) -> bool:
+    return len(failed_at) < VEHICLES
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,36 +197,37 @@ class Assignment:
         spend_ms = min(spend_ms, left_ms)
         taken: list[Range] = []
         expected_ms = row_ms
-        while progress.free and room > 0 and held_ms - begun_ms < spend_ms:
-            wanted = (
-                min(fixed, progress.rows_free)
-                if fixed
-                else chunk_rows(
-                    row_ms=row_ms,
-                    row_bytes=job.row_bytes,
-                    rows_free=max(1, progress.rows_free),
-                    cars=cars,
-                    fixed_rows=None,
-                    batch_rows=tools.models[job.model].batch_rows,
-                    limits=sizing,
+        with progress.taking(vehicle, turn.queue.others_left) as taking:
+            while progress.free and room > 0 and held_ms - begun_ms < spend_ms:
+                wanted = (
+                    min(fixed, progress.rows_free)
+                    if fixed
+                    else chunk_rows(
+                        row_ms=row_ms,
+                        row_bytes=job.row_bytes,
+                        rows_free=max(1, progress.rows_free),
+                        cars=cars,
+                        fixed_rows=None,
+                        batch_rows=tools.models[job.model].batch_rows,
+                        limits=sizing,
+                    )
                 )
-            )
-            wanted = min(wanted, may_see, rows_in(stay_ms - held_ms, row_ms, idle=not held_ms))
-            if wanted <= 0:
-                break
-            if expected_ms is None:  # not measured yet: the first chunk is a probe, and all that the car gets
-                expected_ms = sizing.backlog_ms / wanted
-            count = 1
-            if fixed and may_see == job.rows and isnan(stay_ms):  # all chunks are alike
-                count = min(room, ceil((spend_ms - held_ms + begun_ms) / max(expected_ms * wanted, 1e-6)))
-            chunks = progress.take(vehicle, wanted, turn.queue.others_left, count, taken)
-            if not chunks:
-                break
-            rows = sum(stop - start for start, stop in chunks)
-            held_ms += expected_ms * rows
-            may_see -= rows
-            room -= len(chunks)
-            taken += chunks
+                wanted = min(wanted, may_see, rows_in(stay_ms - held_ms, row_ms, idle=not held_ms))
+                if wanted <= 0:
+                    break
+                if expected_ms is None:  # not measured yet: the first chunk is a probe, and all that the car gets
+                    expected_ms = sizing.backlog_ms / wanted
+                count = 1
+                if fixed and may_see == job.rows and isnan(stay_ms):  # all chunks are alike
+                    count = min(room, ceil((spend_ms - held_ms + begun_ms) / max(expected_ms * wanted, 1e-6)))
+                chunks = taking.chunks(wanted, count)
+                if not chunks:
+                    break
+                rows = sum(stop - start for start, stop in chunks)
+                held_ms += expected_ms * rows
+                may_see -= rows
+                room -= len(chunks)
+                taken += chunks
         turn.place += 1
         if expected_ms is None or not taken:
             turn.misses += 1

@@ -208,7 +208,7 @@ class FleetView:
     def set_policy(self, vehicle: str, policy: OwnerPolicy) -> None:
         """Take the owner's policy, which replaces the one before."""
         row = self.row(vehicle)
-        packed = msgspec.msgpack.encode(astuple(policy))
+        packed = _pack(policy)
         if packed != self._packed_last:  # where one operator owns the fleet, all have the same
             self._packed_last = packed
         self._policies[row] = self._packed_last
@@ -389,3 +389,11 @@ _unpack = msgspec.msgpack.Decoder(_PolicyFields).decode
 
 def _or_nan(value: float | None) -> float:
     return np.nan if value is None else value
+
+
+def _pack(policy: OwnerPolicy) -> bytes:
+    """A policy without its last fields, as far as they say nothing."""
+    values = list(astuple(policy))
+    while values[-1] is None:
+        values.pop()
+    return msgspec.msgpack.encode(values)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from coordinator.model import FailedRow, Job, LeaseRecord, Piece, Rest
 from fleet_wire.messages import Span
 
-__all__ = ["Charge", "JobProgress", "OpenLease", "OthersLeft", "Range", "layers_of", "row_range"]
+__all__ = ["Charge", "JobProgress", "OpenLease", "OthersLeft", "Range", "Taking", "layers_of", "row_range"]
 
 _MOST_CHARGES = 255
 _WINDOW = 4096  # slots that are looked at together for a car's own
@@ -96,7 +96,7 @@ class JobProgress:
     energy_mwh: int = 0
     pay_micro: int = 0
     rests: dict[str, Rest] = field(default_factory=dict)
-    _settled_in_free: bool = False
+    has_settled_free: bool = False
     _chunks: dict[str, set[int]] = field(default_factory=dict)
 
     @classmethod
@@ -164,93 +164,30 @@ class JobProgress:
         """Whether answers must be verified before their rows count."""
         return self.job.terms.is_verified
 
-    def take(
-        self, vehicle: str, rows: int, others_left: OthersLeft, count: int = 1, before: Sequence[Range] = ()
-    ) -> list[Range]:
-        """Remove up to `count` chunks of up to `rows` adjacent free slots and return them.
-
-        `before` are chunks that this vehicle has taken already and that are not granted yet.
+    def taking(self, vehicle: str, others_left: OthersLeft) -> "Taking":
+        """What takes chunks for a vehicle, within a `with`; they are to be granted before anybody takes others.
 
         Rows that have failed at this vehicle before, or by themselves, are left to the others, while `others_left` says
         that some car may work that is not among those where they failed so.
         """
-        taken: list[Range] = []
-        if self.suspects or self._settled_in_free or self.layers > 1 or vehicle in self.paused:
-            while len(taken) < count:
-                chunk = self._take_carefully(vehicle, rows, others_left, [*before, *taken])
-                if chunk is None:
-                    break
-                taken.append(chunk)
-            return taken
-        while self.free and len(taken) < count:
-            start, stop = self.free.popleft()
-            end = min(stop, start + rows * (count - len(taken)))
-            taken += [(first, min(first + rows, end)) for first in range(start, end, rows)]
-            self._taken(end - start)
-            if end < stop:
-                self.free.appendleft((end, stop))
-        return taken
+        return Taking(self, vehicle, others_left)
 
-    def _take_carefully(
-        self, vehicle: str, rows: int, others_left: OthersLeft, before: Sequence[Range]
-    ) -> Range | None:
-        """One chunk, where free slots may have failed or been settled, or be of rows that the vehicle has already.
-
-        `before` are slots that it takes at the same time.
-        """
-        passed_over: list[Range] = []
-        taken: Range | None = None
-        while self.free and taken is None:
-            start, stop = self.free.popleft()
-            if self.settled[start]:  # came late, after they had been freed
-                late = _leading(self.settled[start:stop])
-                start += late
-                self._taken(late)
-                if start == stop:
-                    continue
-            end, is_given = self._reach(vehicle, start, stop, before)
-            if is_given:
-                end = start + _leading(~self.settled[start : min(end, start + rows)])
-                if self.suspects:
-                    end = start + self._unsuspected(start, end - start)
-                tried = (self.suspects.get(start, ()), self.alone.get(start, ()))
-                is_given = not any(
-                    vehicle in failed_at and others_left([*failed_at, *self.answered_by(start)]) for failed_at in tried
-                )
-            if end < stop:
-                self.free.appendleft((end, stop))
-            if is_given:
-                taken = (start, end)
-                self._taken(end - start)
-            else:
-                self._pass_over(passed_over, (start, end))
-        self.free.extendleft(reversed(passed_over))
-        self._settled_in_free &= bool(self.free)
-        return taken
-
-    def _taken(self, rows: int) -> None:
+    def count_taken(self, rows: int) -> None:
+        """These rows are free no more."""
         self.rows_free -= rows
         self.rows_lost = max(0, self.rows_lost - rows)
 
-    def _reach(self, vehicle: str, start: int, stop: int, before: Sequence[Range]) -> tuple[int, bool]:
-        """Up to where the free slots from `start` on are alike to a vehicle, and whether it may have them."""
-        if vehicle in self.paused and start < self.job.rows:
-            return stop, False
-        if self.layers == 1:
-            return stop, True
-        mine = self._mine(vehicle, start, min(stop, start + _WINDOW), before)
-        return start + _leading(mine if mine[0] else ~mine), not mine[0]
-
-    def _pass_over(self, passed_over: list[Range], piece: Range) -> None:
-        """Note slots that stay free; in one piece with those before them, so that looking does not cut them up."""
-        start, stop = piece
-        if passed_over and passed_over[-1][1] == start and start % self.job.rows:
-            start = passed_over.pop()[0]
-        passed_over.append((start, stop))
-
     def has_of(self, vehicle: str, start: int, stop: int) -> bool:
         """Whether a vehicle has a slot, in whatever layer, of the rows of these slots; not asked for one layer."""
-        return self.layers > 1 and bool(self._mine(vehicle, start, stop, ()).any())
+        return self.layers > 1 and bool(self.own(vehicle, start, stop, self.leased_to(vehicle)).any())
+
+    def leased_to(self, vehicle: str) -> NDArray[np.bool_]:
+        """Of which rows a vehicle holds a slot; only where rows are verified."""
+        leased, rows = np.zeros(self.job.rows, dtype=np.bool_), self.job.rows
+        for chunk in self._chunks.get(vehicle, ()):
+            record = self.leases[chunk].record
+            leased[record.start % rows : record.start % rows + record.stop - record.start] = True
+        return leased
 
     def answered_by(self, slot: int) -> list[str]:
         """Vehicles whose answers to the row of this slot are known: they get no other slot of it."""
@@ -273,25 +210,15 @@ class JobProgress:
             counted[part] = len(spans) > 1
         return False
 
-    def _mine(self, vehicle: str, start: int, stop: int, before: Iterable[Range]) -> NDArray[np.bool_]:
-        """Of which rows of these slots, all of one layer, a vehicle holds or has answered a slot."""
+    def own(self, vehicle: str, start: int, stop: int, leased: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Of which rows of these slots, all of one layer, a vehicle has answered a slot, or has it in `leased`."""
         rows = self.job.rows
-        first, width = start % rows, stop - start
-        mine = np.zeros(width, dtype=np.bool_)
+        first, last = start % rows, start % rows + stop - start
+        own = leased[first:last].copy()
         number = self.cars.get(vehicle)
         if number is not None:
-            mine |= (self.answered.reshape(self.layers, rows)[:, first : first + width] == number).any(axis=0)
-        records = (self.leases[chunk].record for chunk in self._chunks.get(vehicle, ()))
-        for held_start, held_stop in [*((record.start, record.stop) for record in records), *before]:
-            begin = held_start % rows - first
-            mine[max(0, begin) : max(0, begin + held_stop - held_start)] = True
-        return mine
-
-    def _unsuspected(self, start: int, run: int) -> int:
-        """Suspects go one by one, so that a bad row takes no neighbours along."""
-        if start in self.suspects:
-            return 1
-        return min((row for row in self.suspects if start < row < start + run), default=start + run) - start
+            own |= (self.answered.reshape(self.layers, rows)[:, first:last] == number).any(axis=0)
+        return own
 
     def grant(self, records: Sequence[LeaseRecord], row_ms: float, expected_ms: Sequence[float]) -> None:
         """Put taken rows under leases of one vehicle, or leased rows under a copy."""
@@ -355,7 +282,7 @@ class JobProgress:
         self.left -= count
         self.rows_duplicate += stop - start - count
         flags[:] = True
-        self._settled_in_free |= late and count > 0
+        self.has_settled_free |= late and count > 0
         if self.suspects:
             for row in range(start, stop):
                 self._clear(row)
@@ -409,7 +336,7 @@ class JobProgress:
         self.left -= len(slots)
         for slot in slots.tolist() if self.suspects else ():
             self._clear(slot)
-        self._settled_in_free = True
+        self.has_settled_free = True
         self._prune()
 
     def reopen(self, slots: NDArray[np.int64]) -> None:
@@ -430,11 +357,11 @@ class JobProgress:
 
     def _prune(self) -> None:
         """Free slots that have been settled are free no more, or they would be free twice when they are reopened."""
-        if self._settled_in_free:
+        if self.has_settled_free:
             self.free = deque(run for start, stop in self.free for run in _gaps(self.settled[start:stop], start))
             self.rows_free = sum(stop - start for start, stop in self.free)
             self.rows_lost = min(self.rows_lost, self.rows_free)
-            self._settled_in_free = False
+            self.has_settled_free = False
 
     def judged(self) -> list[str]:
         """Vehicles at which rows failed that came out well since; each charge is brought once.
@@ -486,6 +413,103 @@ class JobProgress:
             copy = self.leases[lease.copy].record
             covered[copy.start - lease.record.start : copy.stop - lease.record.start] = True
         yield from _gaps(covered, lease.record.start)
+
+
+class Taking:
+    """Takes free slots of a job for one vehicle, each looked at once, however many chunks are taken."""
+
+    def __init__(self, progress: JobProgress, vehicle: str, others_left: OthersLeft) -> None:
+        self._progress = progress
+        self._vehicle = vehicle
+        self._others_left = others_left
+        self._leased = progress.leased_to(vehicle) if progress.layers > 1 else None
+        self._passed_over: list[Range] = []
+
+    def __enter__(self) -> "Taking":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What was not for this vehicle is free for others, in its order."""
+        self._progress.free.extendleft(reversed(self._passed_over))
+        self._progress.has_settled_free &= bool(self._progress.free)
+
+    def chunks(self, rows: int, count: int = 1) -> list[Range]:
+        """Remove up to `count` chunks of up to `rows` adjacent free slots and return them."""
+        progress, taken = self._progress, list[Range]()
+        if (
+            progress.suspects
+            or progress.has_settled_free
+            or self._leased is not None
+            or self._vehicle in progress.paused
+        ):
+            while len(taken) < count and (chunk := self._chunk(rows)) is not None:
+                taken.append(chunk)
+            return taken
+        while progress.free and len(taken) < count:
+            start, stop = progress.free.popleft()
+            end = min(stop, start + rows * (count - len(taken)))
+            taken += [(first, min(first + rows, end)) for first in range(start, end, rows)]
+            progress.count_taken(end - start)
+            if end < stop:
+                progress.free.appendleft((end, stop))
+        return taken
+
+    def _chunk(self, rows: int) -> Range | None:
+        """One chunk, where free slots may have failed or been settled, or be of rows that the vehicle has already."""
+        progress, free, settled = self._progress, self._progress.free, self._progress.settled
+        while free:
+            start, stop = free.popleft()
+            if settled[start]:  # came late, after they had been freed
+                late = _leading(settled[start:stop])
+                start += late
+                progress.count_taken(late)
+                if start == stop:
+                    continue
+            end, is_given = self._reach(start, stop)
+            if is_given:
+                end = start + _leading(~settled[start : min(end, start + rows)])
+                if progress.suspects:
+                    end, is_given = start + self._unsuspected(start, end - start), self._may_try(start)
+            if end < stop:
+                free.appendleft((end, stop))
+            if is_given:
+                progress.count_taken(end - start)
+                if self._leased is not None:
+                    self._leased[start % progress.job.rows : start % progress.job.rows + end - start] = True
+                return start, end
+            self._pass_over(start, end)
+        return None
+
+    def _reach(self, start: int, stop: int) -> tuple[int, bool]:
+        """Up to where the free slots from `start` on are alike to the vehicle, and whether it may have them."""
+        if self._vehicle in self._progress.paused and start < self._progress.job.rows:
+            return stop, False
+        if self._leased is None:
+            return stop, True
+        own = self._progress.own(self._vehicle, start, min(stop, start + _WINDOW), self._leased)
+        return start + _leading(own if own[0] else ~own), not own[0]
+
+    def _may_try(self, slot: int) -> bool:
+        """Whether a slot has not failed at the vehicle, or there is nobody else to try it."""
+        progress = self._progress
+        tried = (progress.suspects.get(slot, ()), progress.alone.get(slot, ()))
+        return not any(
+            self._vehicle in failed_at and self._others_left([*failed_at, *progress.answered_by(slot)])
+            for failed_at in tried
+        )
+
+    def _unsuspected(self, start: int, run: int) -> int:
+        """Suspects go one by one, so that a bad row takes no neighbours along."""
+        suspects = self._progress.suspects
+        if start in suspects:
+            return 1
+        return min((row for row in suspects if start < row < start + run), default=start + run) - start
+
+    def _pass_over(self, start: int, stop: int) -> None:
+        """Note slots that stay free; in one piece with those before them, so that looking does not cut them up."""
+        if self._passed_over and self._passed_over[-1][1] == start and start % self._progress.job.rows:
+            start = self._passed_over.pop()[0]
+        self._passed_over.append((start, stop))
 
 
 def layers_of(job: Job) -> int:

@@ -38,8 +38,9 @@ class SlotMachine(RuleBasedStateMachine):
         free = {slot for start, stop in progress.free for slot in range(start, stop) if not progress.settled[slot]}
         mine = {slot % ROWS for slot in range(self.slots) if car in self.owners(slot)}
         taken: list[Range] = []
-        for _ in range(2 if split else 1):
-            taken += progress.take(car, rows, lambda _: True, count, taken)
+        with progress.taking(car, lambda _: True) as taking:
+            for _ in range(2 if split else 1):
+                taken += taking.chunks(rows, count)
         slots = [slot for start, stop in taken for slot in range(start, stop)]
         given = [slot % ROWS for slot in slots]
         assert set(slots) <= free

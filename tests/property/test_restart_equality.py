@@ -37,7 +37,7 @@ CORE_MAY_DIFFER = {
 CORE_COMPARED = {"fleet", "models", "jobs", "next_seq", "verifying", "_conduct"}
 JOB_MAY_DIFFER = {
     "rows_free": "counts rows that came late and are settled while they lie in `free`",
-    "_settled_in_free": "whether there are such rows",
+    "has_settled_free": "whether there are such rows",
     "free": "compared as a set of rows: how they are cut, and their order, is nobody's",
     "rows_lost": "which of the free rows are in a hurry",
     "rows_duplicate": "counts since the start of the process",
