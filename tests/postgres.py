@@ -144,6 +144,10 @@ class PostgresProcess:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """While it and its connections stand still: they are open and answer nothing."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+        while psutil.Process(self._process.pid).status() != psutil.STATUS_STOPPED:  # until then it may take others
+            time.sleep(0.001)
         pids = self.pids
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)

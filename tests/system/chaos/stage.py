@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import shutil
 import signal
 import sys
 import uuid
@@ -418,7 +419,11 @@ class Stage:
         """Copy what is on small disks, so that it can be looked at, and let go of them."""
         libc = ctypes.CDLL(None, use_errno=True)
         for folder in self._disks.values():
+            kept = folder.with_name(f"{folder.name}.kept")
+            shutil.copytree(folder, kept)
             libc.umount2(str(folder).encode(), 2)
+            folder.rmdir()
+            kept.rename(folder)
 
 
 def _send(pid: int, number: signal.Signals) -> None:
