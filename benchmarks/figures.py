@@ -1,11 +1,12 @@
 """Figures and how they print: one table, each figure beside what it is held against. Measures nothing."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
-__all__ = ["Figure", "Plan", "at_least", "below", "listed", "middle", "table"]
+__all__ = ["Figure", "Plan", "at_least", "below", "listed", "middle", "report", "table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,14 @@ def below(limit: float, figure: Figure) -> Figure:
     """The figure, held to an upper limit in its own unit."""
     assert figure.value is not None
     return replace(figure, required=f"under {limit:g} {figure.unit}", met=figure.value < limit)
+
+
+def report(figures: Sequence[Figure], file: Path | None) -> int:
+    """Print the table, write the figures to a file as a list of objects, and return 1 when a requirement was missed."""
+    print(table(figures))
+    if file is not None:
+        file.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
+    return 1 if any(figure.met is False for figure in figures) else 0
 
 
 def table(figures: Sequence[Figure]) -> str:

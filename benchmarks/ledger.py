@@ -8,20 +8,19 @@ transaction a round: by COPY on PostgreSQL, and by executemany on SQLite.
 import argparse
 import asyncio
 import contextlib
-import json
 import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
 import psycopg
 
-from benchmarks.figures import Figure, Plan, listed, middle, table
+from benchmarks.figures import Figure, Plan, listed, middle, report
 from coordinator.adapters.ledger_rows import statements
 from coordinator.adapters.postgres_ledger import PostgresLedger
 from coordinator.adapters.sqlite_ledger import SqliteLedger
@@ -202,10 +201,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="idlewheel-ledger-") as folder:
         figures = _measure(Plan(arguments.quick, 1 if arguments.quick else 3, Path(folder)))
-    print(table(figures))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
-    return 0
+    return report(figures, arguments.json)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ committed a row. The paused one is woken up and must end by itself; every job's 
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +22,7 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from benchmarks.figures import Figure, Plan, listed, middle, table
+from benchmarks.figures import Figure, Plan, listed, middle, report
 from benchmarks.stack import FLEET, run_parked_car, until
 from benchmarks.work import open_session
 from idlewheel.brokers import start_broker
@@ -206,10 +205,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="idlewheel-takeover-") as folder:
         runs = 1 if arguments.quick else arguments.trials
         figures = asyncio.run(measure(Plan(arguments.quick, runs, Path(folder))))
-    print(table(figures))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
-    return 1 if any(figure.met is False for figure in figures) else 0
+    return report(figures, arguments.json)
 
 
 if __name__ == "__main__":

@@ -63,8 +63,9 @@ def held_rows(stage: Stage) -> dict[str, Held]:
     Of a verified job that is all answers, void or not. Rows wait for no more that have counted, were computed by the
     coordinator, or are going to be by it alone.
     """
-    held = {job: Held(rows, set(), set()) for job, rows, _ in _read(stage, _JOBS)}
-    verified = {job for job, _, is_verified in _read(stage, _JOBS) if is_verified}
+    jobs = _read(stage, _JOBS)
+    held = {job: Held(rows, set(), set()) for job, rows, _ in jobs}
+    verified = {job for job, _, is_verified in jobs if is_verified}
     for job, _, _, _, pieces in _read(stage, _RESULTS):
         _add(held[job].settled if job in verified else held[job].answered, pieces)
     for job, vehicle, pieces in _read(stage, _SLOTS):
